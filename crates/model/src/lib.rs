@@ -1,1 +1,22 @@
+//! Resources of a service mesh: the registry of kinds, their metadata, their REST form, and their validation.
+//!
+//! Pure: no clock, no I/O, no randomness. Facts come from the Kuma 2.14.3 contracts.
 
+pub mod dataplane;
+pub mod kind;
+pub mod kri;
+pub mod labels;
+pub mod mesh;
+pub mod mesh_service;
+pub mod resource;
+pub mod rest;
+pub mod time;
+
+pub use dataplane::Dataplane;
+pub use kind::{Kind, Scope};
+pub use kri::Kri;
+pub use labels::Mode;
+pub use mesh::Mesh;
+pub use mesh_service::MeshService;
+pub use resource::{Json, Key, Labels, Resource, View};
+pub use time::Timestamp;
