@@ -1,0 +1,1 @@
+//! What the tests outside of the crates share: the conformance corpus and real processes.
