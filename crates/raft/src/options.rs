@@ -1,0 +1,64 @@
+//! How a store is opened, and why that fails.
+
+use crate::seam::{Clock, OsRandomness, Randomness, SystemClock};
+use ikada_store::{StoreError, disk::{Disk, RealDisk}};
+use std::{fmt, path::PathBuf, sync::Arc};
+
+/// Times of Raft, by the network between the nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Profile {
+    /// One data centre, round trips below 1 ms: heartbeat 100 ms, election 400–600 ms.
+    #[default]
+    Lan,
+}
+
+/// What a store is opened with.
+#[derive(Clone)]
+pub struct Options {
+    /// Directory of the store; created when missing.
+    pub data_dir: PathBuf,
+    /// File system.
+    pub disk: Arc<dyn Disk>,
+    /// Clock of entries.
+    pub clock: Arc<dyn Clock>,
+    /// Source of ids.
+    pub randomness: Arc<dyn Randomness>,
+    /// Times of Raft.
+    pub profile: Profile,
+}
+
+impl Options {
+    /// The operating system's disk, clock and randomness; profile `lan`.
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        Options {
+            data_dir: data_dir.into(),
+            disk: Arc::new(RealDisk),
+            clock: Arc::new(SystemClock),
+            randomness: Arc::new(OsRandomness),
+            profile: Profile::Lan,
+        }
+    }
+}
+
+/// Why a store cannot be opened. One line that says what to do; nothing on disk was changed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The data directory.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Raft does not start.
+    #[error("cannot start replication: {0}")]
+    Raft(String),
+}
+
+/// Why a node had to leave service: its disk cannot be trusted, or Raft stopped. The process should say so and exit with a failure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fatal(pub String);
+
+impl fmt::Display for Fatal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Fatal {}
