@@ -93,6 +93,11 @@ impl fmt::Debug for Json {
 pub trait View: DeserializeOwned + Send + Sync + 'static {
     /// The kind it reads.
     const KIND: Kind;
+    /// Which kinds it reads, for views that serve several (the policies). A kind must have one view type only: the first
+    /// reading is cached with the resource.
+    fn reads(kind: Kind) -> bool {
+        kind == Self::KIND
+    }
 }
 
 /// One resource at one version. Immutable; a change makes a new one.
@@ -184,7 +189,7 @@ impl Resource {
     /// The spec read as `V`, parsed once per stored version. `None` when the kind is another one or the spec does not parse
     /// (only possible for data that bypassed validation).
     pub fn view<V: View>(&self) -> Option<&V> {
-        if self.key.kind != V::KIND {
+        if !V::reads(self.key.kind) {
             return None;
         }
         self.view.get_or_init(|| serde_json::from_str::<V>(self.spec.text()).ok().map(|v| Box::new(v) as Box<dyn Any + Send + Sync>)).as_ref()?.downcast_ref()
