@@ -1,1 +1,19 @@
+//! REST API of the control plane (port 5681/5682), as Kuma 2.14.3 speaks it on Universal.
+//!
+//! [`router`] is the whole of it; [`managers`] builds the commands of writes with side effects and is also used at start.
 
+pub mod auth;
+mod body;
+mod error;
+mod list;
+pub mod managers;
+mod read;
+mod route;
+mod router;
+mod state;
+mod system;
+
+pub use error::{ApiError, Parameter};
+pub use router::{OverTls, REVISION, router};
+pub use state::{ApiOptions, ApiState, ConfigInspector, Index, InspectError, now};
+pub use system::CLUSTER_ID;

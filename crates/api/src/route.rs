@@ -1,0 +1,233 @@
+//! From a path to what it names (reference: Kuma 2.14.3 REST contract, §4).
+//!
+//! Literal segments win over parameters. Paths are matched by hand: the kinds come from the registry, and what a path that exists answers to
+//! another method is part of the contract.
+
+use http::Method;
+use ikada_model::Kind;
+
+/// Kind of token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenKind {
+    /// `/tokens/dataplane`
+    Dataplane,
+    /// `/tokens/zone`
+    Zone,
+    /// `/tokens/user`
+    User,
+}
+
+/// What a path names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// `/`
+    Index,
+    /// `/who-am-i`
+    WhoAmI,
+    /// `/policies`
+    Policies,
+    /// `/_resources`
+    Resources,
+    /// `/_kri/{kri}`
+    Kri(String),
+    /// A list; `overview` joins the insights. `template` is the path with parameters in braces.
+    List {
+        /// Kind.
+        kind: Kind,
+        /// One mesh, else all.
+        mesh: Option<String>,
+        /// With insights.
+        overview: bool,
+        /// E.g. `/meshes/{mesh}/dataplanes`.
+        template: String,
+    },
+    /// One resource.
+    One {
+        /// Kind.
+        kind: Kind,
+        /// Empty for global kinds.
+        mesh: String,
+        /// Name.
+        name: String,
+    },
+    /// One resource with its insight.
+    Overview {
+        /// Kind of the base resource.
+        kind: Kind,
+        /// Empty for global kinds.
+        mesh: String,
+        /// Name.
+        name: String,
+    },
+    /// `/meshes/{mesh}/dataplanes/{name}/_config`
+    Config {
+        /// Mesh.
+        mesh: String,
+        /// Dataplane.
+        name: String,
+    },
+    /// `/tokens/…`
+    Token(TokenKind),
+}
+
+impl Route {
+    /// Methods it answers.
+    pub fn methods(&self) -> &'static [Method] {
+        const GET: &[Method] = &[Method::GET];
+        const RESOURCE: &[Method] = &[Method::GET, Method::PUT, Method::DELETE];
+        const POST: &[Method] = &[Method::POST];
+        match self {
+            Route::One { .. } => RESOURCE,
+            Route::Token(_) => POST,
+            _ => GET,
+        }
+    }
+}
+
+/// Segments of a path without the base path, decoded. `None` when it is outside of the base path or not UTF-8.
+/// A path counts the same with and without slashes at its ends.
+fn segments(path: &str, base: &str) -> Option<Vec<String>> {
+    let base = base.trim_matches('/');
+    let mut rest = path.trim_matches('/');
+    if !base.is_empty() {
+        rest = rest.strip_prefix(base)?;
+        if !rest.is_empty() {
+            rest = rest.strip_prefix('/')?;
+        }
+    }
+    if rest.is_empty() {
+        return Some(Vec::new());
+    }
+    rest.split('/').map(|s| decode(s).filter(|d| !d.is_empty())).collect()
+}
+
+/// Percent-decoding. `None` when the escape is broken or the result is not UTF-8.
+pub fn decode(text: &str) -> Option<String> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(b) = bytes.next() {
+        if b == b'%' {
+            let hex = |b: u8| char::from(b).to_digit(16);
+            let (hi, lo) = (hex(bytes.next()?)?, hex(bytes.next()?)?);
+            out.push(u8::try_from(hi * 16 + lo).ok()?);
+        } else {
+            out.push(b);
+        }
+    }
+    String::from_utf8(out).ok()
+}
+
+/// Segment of a list that joins insights, in its old spelling.
+fn old_overview(segment: &str) -> Option<Kind> {
+    match segment {
+        "dataplanes+insights" => Some(Kind::Dataplane),
+        "zones+insights" => Some(Kind::Zone),
+        "zoneingresses+insights" => Some(Kind::ZoneIngress),
+        "zoneegressoverviews" => Some(Kind::ZoneEgress),
+        _ => None,
+    }
+}
+
+/// What a path names; `None` for an unknown path. `user_tokens`: `/tokens/user` exists.
+pub fn parse(path: &str, base: &str, user_tokens: bool) -> Option<Route> {
+    if user_tokens && path.trim_matches('/') == "tokens/user" {
+        return Some(Route::Token(TokenKind::User));
+    }
+    let segments = segments(path, base)?;
+    let parts: Vec<&str> = segments.iter().map(String::as_str).collect();
+    let own = |s: &str| s.to_owned();
+    match *parts.as_slice() {
+        [] => Some(Route::Index),
+        ["who-am-i"] => Some(Route::WhoAmI),
+        ["policies"] => Some(Route::Policies),
+        ["_resources"] => Some(Route::Resources),
+        ["_kri", kri] => Some(Route::Kri(own(kri))),
+        ["tokens", "dataplane"] => Some(Route::Token(TokenKind::Dataplane)),
+        ["tokens", "zone"] => Some(Route::Token(TokenKind::Zone)),
+        ["meshes", mesh, plural] => {
+            let template = format!("/meshes/{{mesh}}/{plural}");
+            let (kind, overview) = list_kind(plural)?;
+            kind.is_mesh_scoped().then(|| Route::List { kind, mesh: Some(own(mesh)), overview, template })
+        }
+        ["meshes", mesh, plural, "_overview"] => {
+            let kind = Kind::by_path(plural).filter(|k| k.is_mesh_scoped() && k.descriptor().overview)?;
+            Some(Route::List { kind, mesh: Some(own(mesh)), overview: true, template: format!("/meshes/{{mesh}}/{plural}/_overview") })
+        }
+        ["meshes", mesh, plural, name] => {
+            let (kind, overview) = list_kind(plural).filter(|(k, _)| k.is_mesh_scoped())?;
+            Some(one(kind, own(mesh), own(name), overview))
+        }
+        ["meshes", mesh, plural, name, "_overview"] => {
+            let kind = Kind::by_path(plural).filter(|k| k.is_mesh_scoped() && k.descriptor().overview)?;
+            Some(Route::Overview { kind, mesh: own(mesh), name: own(name) })
+        }
+        ["meshes", mesh, "dataplanes" | "meshgateways", name, "_config"] => Some(Route::Config { mesh: own(mesh), name: own(name) }),
+        [plural] => {
+            let (kind, overview) = list_kind(plural)?;
+            Some(Route::List { kind, mesh: None, overview, template: format!("/{plural}") })
+        }
+        [plural, "_overview"] => {
+            let kind = Kind::by_path(plural).filter(|k| k.descriptor().overview)?;
+            Some(Route::List { kind, mesh: None, overview: true, template: format!("/{plural}/_overview") })
+        }
+        [plural, name] => {
+            let (kind, overview) = list_kind(plural).filter(|(k, _)| !k.is_mesh_scoped())?;
+            Some(one(kind, String::new(), own(name), overview))
+        }
+        [plural, name, "_overview"] => {
+            let kind = Kind::by_path(plural).filter(|k| !k.is_mesh_scoped() && k.descriptor().overview)?;
+            Some(Route::Overview { kind, mesh: String::new(), name: own(name) })
+        }
+        _ => None,
+    }
+}
+
+fn list_kind(segment: &str) -> Option<(Kind, bool)> {
+    old_overview(segment).map(|k| (k, true)).or_else(|| Kind::by_path(segment).map(|k| (k, false)))
+}
+
+fn one(kind: Kind, mesh: String, name: String, overview: bool) -> Route {
+    if overview { Route::Overview { kind, mesh, name } } else { Route::One { kind, mesh, name } }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn p(path: &str) -> Option<Route> {
+        parse(path, "/", true)
+    }
+
+    #[test]
+    fn paths() {
+        let mesh = |n: &str| Some(Route::One { kind: Kind::Mesh, mesh: String::new(), name: n.into() });
+        assert_eq!(p("/"), Some(Route::Index));
+        assert_eq!(p("/meshes/default"), mesh("default"));
+        assert_eq!(p("/meshes/de%66ault/"), mesh("default"));
+        assert_eq!(p("/meshes/%zz"), None);
+        assert_eq!(p("/meshes/%ff"), None);
+        assert_eq!(p("/meshes//dataplanes"), None);
+        assert_eq!(p("/nothing"), None);
+        assert_eq!(p("/versions"), None);
+        assert_eq!(p("/dataplanes/dp-1"), None, "a mesh-scoped kind has no single path without its mesh");
+        assert_eq!(p("/meshes/m/zones"), None);
+        let list = |overview, template: &str| Some(Route::List { kind: Kind::Dataplane, mesh: Some("m".into()), overview, template: template.into() });
+        assert_eq!(p("/meshes/m/dataplanes"), list(false, "/meshes/{mesh}/dataplanes"));
+        assert_eq!(p("/meshes/m/dataplanes/_overview"), list(true, "/meshes/{mesh}/dataplanes/_overview"));
+        assert_eq!(p("/meshes/m/dataplanes+insights"), list(true, "/meshes/{mesh}/dataplanes+insights"));
+        assert_eq!(p("/meshes/m/dataplanes/d/_overview"), Some(Route::Overview { kind: Kind::Dataplane, mesh: "m".into(), name: "d".into() }));
+        assert_eq!(p("/meshes/m/meshtimeouts/_overview"), None);
+        assert_eq!(p("/global-secrets/x"), Some(Route::One { kind: Kind::GlobalSecret, mesh: String::new(), name: "x".into() }));
+        assert_eq!(p("/tokens/user"), Some(Route::Token(TokenKind::User)));
+        assert_eq!(parse("/tokens/user", "/", false), None);
+    }
+
+    #[test]
+    fn base_path() {
+        assert_eq!(parse("/api/who-am-i", "/api", true), Some(Route::WhoAmI));
+        assert_eq!(parse("/who-am-i", "/api", true), None);
+        assert_eq!(parse("/apiwho-am-i", "/api", true), None);
+        assert_eq!(parse("/tokens/user", "/api/", true), Some(Route::Token(TokenKind::User)));
+        assert_eq!(parse("/api", "/api/", true), Some(Route::Index));
+    }
+}

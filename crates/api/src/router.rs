@@ -1,0 +1,162 @@
+//! One request from the socket to its answer.
+
+use crate::{
+    auth::{self, User},
+    body,
+    error::{ApiError, title},
+    list::Query,
+    read::{self, ListRequest},
+    route::{self, Route},
+    state::{ApiState, InspectError},
+    system,
+};
+use axum::{
+    Router,
+    body::Body,
+    extract::{ConnectInfo, Request, State},
+    response::{IntoResponse, Response},
+};
+use http::{HeaderValue, Method, StatusCode, header};
+use ikada_model::Mode;
+use ikada_world::World;
+use std::{net::SocketAddr, sync::Arc};
+
+/// Marks requests that came over TLS; the server inserts it. Links then say `https`.
+#[derive(Clone, Copy, Debug)]
+pub struct OverTls;
+
+/// Header with the revision that an answer was read at, or that a write made.
+pub const REVISION: &str = "ikada-revision";
+
+/// All endpoints. The server has to insert [`ConnectInfo`] of the peer (without it nobody is local) and [`OverTls`] for TLS.
+pub fn router(state: ApiState) -> Router {
+    Router::new().fallback(handle).with_state(state)
+}
+
+async fn handle(State(state): State<ApiState>, request: Request) -> Response {
+    let replicator = state.replicator.clone();
+    // Its own task, so that a panic is an answer and a log line, not a dropped connection.
+    let mut response = match tokio::spawn(answer(state, request)).await {
+        Ok(r) => r,
+        Err(e) => ApiError::internal("Internal Server Error", e).into_response(),
+    };
+    if !response.headers().contains_key(REVISION) {
+        response.headers_mut().insert(REVISION, HeaderValue::from(replicator.world().revision()));
+    }
+    response
+}
+
+async fn answer(state: ApiState, request: Request) -> Response {
+    let base = state.options.base_path.clone();
+    let (parts, body) = request.into_parts();
+    let path = parts.uri.path();
+    let Some(route) = route::parse(path, &base, state.options.user_tokens) else {
+        return body::plain(StatusCode::NOT_FOUND, "404: Page Not Found");
+    };
+    let user = match identify(&state, &parts, &route) {
+        Ok(user) => user,
+        Err(e) => return e.into_response(),
+    };
+    if !route.methods().contains(&parts.method) {
+        let mut r = body::plain(StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed");
+        let allow = route.methods().iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
+        if let Ok(v) = HeaderValue::from_str(&allow) {
+            r.headers_mut().insert(header::ALLOW, v);
+        }
+        return r;
+    }
+    if matches!(parts.method, Method::PUT | Method::POST) && !is_json(&parts) {
+        return body::plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, "415: Unsupported Media Type");
+    }
+    dispatch(&state, &parts, body, &user, route).await.unwrap_or_else(IntoResponse::into_response)
+}
+
+fn is_json(parts: &http::request::Parts) -> bool {
+    let value = parts.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
+    value.split(',').any(|t| {
+        let t = t.split(';').next().unwrap_or("").trim();
+        t.eq_ignore_ascii_case("application/json") || t == "*/*"
+    })
+}
+
+/// Who asks. Errors when a token is given and is not valid.
+fn identify(state: &ApiState, parts: &http::request::Parts, _route: &Route) -> Result<User, ApiError> {
+    let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|c| c.0);
+    if state.options.localhost_is_admin && auth::is_localhost(peer, &parts.uri, &parts.headers) {
+        return Ok(User::admin());
+    }
+    Ok(User::anonymous())
+}
+
+async fn fresh(state: &ApiState, title: &str) -> Result<Arc<World>, ApiError> {
+    state.replicator.linearizable().await.map_err(|e| ApiError::from_store(title, &e))
+}
+
+fn read_at(world: &World, mut r: Response) -> Response {
+    r.headers_mut().insert(REVISION, HeaderValue::from(world.revision()));
+    r
+}
+
+async fn dispatch(state: &ApiState, parts: &http::request::Parts, _body: Body, user: &User, route: Route) -> Result<Response, ApiError> {
+    let query = Query::parse(parts.uri.query().unwrap_or(""));
+    match route {
+        Route::Index => Ok(body::json(StatusCode::OK, &system::index(state, &state.replicator.world()))),
+        Route::WhoAmI => Ok(body::json(StatusCode::OK, &system::who_am_i(user))),
+        Route::Policies => Ok(body::json(StatusCode::OK, &system::policies(state))),
+        Route::Resources => Ok(body::json(StatusCode::OK, &system::resources(state))),
+        Route::Kri(kri) => {
+            let world = fresh(state, title::GET).await?;
+            Ok(read_at(&world, body::json(StatusCode::OK, &read::by_kri(state, &world, user, &query, &kri)?)))
+        }
+        Route::List { kind, mesh, overview, template } => {
+            let world = fresh(state, title::LIST).await?;
+            let url = url(parts);
+            let rq = ListRequest { kind, mesh: mesh.as_deref(), overview, template: &template, url: &url };
+            Ok(read_at(&world, body::json(StatusCode::OK, &read::list(state, &world, user, &query, &rq)?)))
+        }
+        Route::One { kind, mesh, name } if parts.method == Method::GET => {
+            let world = fresh(state, title::GET).await?;
+            Ok(read_at(&world, body::json(StatusCode::OK, &read::one(state, &world, user, &query, (kind, &mesh, &name), false)?)))
+        }
+        Route::Overview { kind, mesh, name } => {
+            let world = fresh(state, title::GET).await?;
+            Ok(read_at(&world, body::json(StatusCode::OK, &read::one(state, &world, user, &query, (kind, &mesh, &name), true)?)))
+        }
+        Route::Config { mesh, name } => config(state, &query, &mesh, &name).await,
+        Route::One { kind, .. } => Err(ApiError::not_implemented(title::PROCESS, kind)),
+        Route::Token(_) => Err(ApiError::not_implemented("Could not issue a token", "issuing tokens")),
+    }
+}
+
+/// Scheme, host and path of the request.
+fn url(parts: &http::request::Parts) -> String {
+    let scheme = if parts.extensions.get::<OverTls>().is_some() { "https" } else { "http" };
+    let host = parts.headers.get(header::HOST).and_then(|h| h.to_str().ok()).or_else(|| parts.uri.authority().map(|a| a.as_str()));
+    format!("{scheme}://{}{}", host.unwrap_or(""), parts.uri.path())
+}
+
+/// `GET …/_config` (§4.3). No access check, as in Kuma.
+async fn config(state: &ApiState, query: &Query, mesh: &str, name: &str) -> Result<Response, ApiError> {
+    if state.options.mode == Mode::Global {
+        return Err(ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed", "Not allowed on global CP"));
+    }
+    let shadow = match query.get("shadow") {
+        None | Some("" | "0" | "f" | "F" | "false" | "FALSE" | "False") => false,
+        Some("1" | "t" | "T" | "true" | "TRUE" | "True") => true,
+        Some(_) => return Err(ApiError::bad_request("bad request: unsupported value for query parameter 'shadow'")),
+    };
+    let mut diff = false;
+    for part in query.get("include").filter(|i| !i.is_empty()).into_iter().flat_map(|i| i.split(',')) {
+        if part != "diff" {
+            return Err(ApiError::bad_request("bad request: unsupported value for query parameter 'include'"));
+        }
+        diff = true;
+    }
+    let world = fresh(state, title::GET).await?;
+    read::require_mesh(&world, ikada_model::Kind::Dataplane, mesh)?;
+    match state.inspector.config(mesh, name, shadow, diff).await {
+        Ok(v) => Ok(read_at(&world, body::json(StatusCode::OK, &v))),
+        Err(InspectError::NotFound) => Err(ApiError::not_found(title::GET)),
+        Err(InspectError::Failed(e)) => Err(ApiError::internal(title::GET, e)),
+    }
+}

@@ -1,0 +1,151 @@
+//! What the API needs from its process.
+
+use crate::{auth::StaticAccess, managers};
+use async_trait::async_trait;
+use ikada_model::{Mode, Timestamp};
+use ikada_world::Replicator;
+use serde_json::Value;
+use std::{sync::Arc, time::SystemTime};
+
+/// Settings (`apiServer.*`, `multizone.zone.*`, `access.static.*` and what follows from them).
+#[derive(Clone, Debug)]
+pub struct ApiOptions {
+    /// Mode of the control plane.
+    pub mode: Mode,
+    /// Zone name; empty on a global.
+    pub zone: String,
+    /// `apiServer.readOnly`.
+    pub read_only: bool,
+    /// `apiServer.basePath`, starts with `/`.
+    pub base_path: String,
+    /// `apiServer.authn.localhostIsAdmin`.
+    pub localhost_is_admin: bool,
+    /// `apiServer.authn.type` is `tokens`: user tokens are checked and issued.
+    pub user_tokens: bool,
+    /// `apiServer.authn.tokens.enableIssuer`.
+    pub user_token_issuer: bool,
+    /// `dpServer.authn.dpProxy.dpToken.enableIssuer`.
+    pub dataplane_token_issuer: bool,
+    /// `dpServer.authn.zoneProxy.zoneToken.enableIssuer`.
+    pub zone_token_issuer: bool,
+    /// Keys of `apiServer.authn.tokens.validator.publicKeys`: (kid, PEM).
+    pub user_token_public_keys: Vec<(String, String)>,
+    /// `apiServer.authn.tokens.validator.useSecrets`.
+    pub user_token_secrets: bool,
+    /// `access.static`.
+    pub access: StaticAccess,
+    /// `multizone.zone.disableOriginLabelValidation`; honoured on global too.
+    pub disable_origin_label_validation: bool,
+    /// `store.unsafeDelete`.
+    pub unsafe_delete: bool,
+    /// `defaults.createMeshRoutingResources`.
+    pub create_mesh_routing_resources: bool,
+    /// Largest accepted request body in bytes.
+    pub max_body: usize,
+    /// Shown by `GET /`.
+    pub index: Index,
+}
+
+/// Facts shown by `GET /` beside the cluster id, which is read from the world.
+#[derive(Clone, Debug)]
+pub struct Index {
+    /// Host name.
+    pub hostname: String,
+    /// `Kuma`, so that stock kumactl accepts the server.
+    pub product: String,
+    /// Version of the contract, so that stock kumactl accepts the server.
+    pub version: String,
+    /// `<host>-<4 characters>`.
+    pub instance_id: String,
+    /// Path of the GUI; empty when there is none.
+    pub gui: String,
+    /// Omitted when empty.
+    pub based_on_kuma: String,
+}
+
+impl Default for ApiOptions {
+    /// A standalone zone named `default` with Kuma's defaults.
+    fn default() -> Self {
+        ApiOptions {
+            mode: Mode::Zone { federated: false },
+            zone: "default".into(),
+            read_only: false,
+            base_path: "/".into(),
+            localhost_is_admin: true,
+            user_tokens: true,
+            user_token_issuer: true,
+            dataplane_token_issuer: true,
+            zone_token_issuer: true,
+            user_token_public_keys: Vec::new(),
+            user_token_secrets: true,
+            access: StaticAccess::default(),
+            disable_origin_label_validation: false,
+            unsafe_delete: false,
+            create_mesh_routing_resources: false,
+            max_body: 8 * 1024 * 1024,
+            index: Index {
+                hostname: String::new(),
+                product: "Kuma".into(),
+                version: "2.14.3".into(),
+                instance_id: String::new(),
+                gui: String::new(),
+                based_on_kuma: String::new(),
+            },
+        }
+    }
+}
+
+impl ApiOptions {
+    /// The part that resource managers need.
+    pub fn managers(&self) -> managers::Settings {
+        managers::Settings {
+            mode: self.mode,
+            zone: self.zone.clone(),
+            unsafe_delete: self.unsafe_delete,
+            create_mesh_routing_resources: self.create_mesh_routing_resources,
+        }
+    }
+}
+
+/// Why a configuration cannot be shown.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InspectError {
+    /// The dataplane does not exist or never connected.
+    #[error("not found")]
+    NotFound,
+    /// It cannot be generated; the text is for people.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Produces what `GET …/_config` shows. `cp` implements it.
+#[async_trait]
+pub trait ConfigInspector: Send + Sync + 'static {
+    /// `{"xds": {<type URL>: {<resource name>: {…}}}, "diff": [JSON Patch]}` of a dataplane, secrets replaced by dummies; `diff` only when
+    /// asked for, from the running configuration to the returned one. `shadow` also applies policies labelled `kuma.io/effect: shadow`.
+    async fn config(&self, mesh: &str, name: &str, shadow: bool, include_diff: bool) -> Result<Value, InspectError>;
+}
+
+/// Everything a request needs. Cheap to clone.
+#[derive(Clone)]
+pub struct ApiState {
+    /// The store.
+    pub replicator: Arc<dyn Replicator>,
+    /// `_config`.
+    pub inspector: Arc<dyn ConfigInspector>,
+    /// Settings.
+    pub options: Arc<ApiOptions>,
+}
+
+impl ApiState {
+    /// A state.
+    pub fn new(replicator: Arc<dyn Replicator>, inspector: Arc<dyn ConfigInspector>, options: ApiOptions) -> Self {
+        ApiState { replicator, inspector, options: Arc::new(options) }
+    }
+}
+
+/// The wall clock.
+pub fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
+}
