@@ -2,7 +2,7 @@
 
 use crate::{
     Error, Result,
-    cert::{CertInfo, certificates_der, parse_certificate},
+    cert::{CertInfo, certificates_der, parse_certificate, private_key_der},
     key, pem,
 };
 use rcgen::{
@@ -55,8 +55,7 @@ impl PemPair {
     /// A certificate or a key is missing or damaged.
     pub fn from_bundle(data: &str) -> Result<PemPair> {
         let cert_pem = certificates_der(data)?.iter().map(|der| pem::encode("CERTIFICATE", der)).collect();
-        let key = key::signing_key(data)?;
-        Ok(PemPair { cert_pem, key_pem: key.serialize_pem() })
+        Ok(PemPair { cert_pem, key_pem: key::private_pem(&private_key_der(data)?)? })
     }
 }
 
@@ -104,11 +103,10 @@ fn instant(at: OffsetDateTime) -> SystemTime {
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(since)).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
-/// Random in [1, 2^127): DER integers are signed, so one bit of the 128 stays clear and no padding octet is needed.
+/// Random in [2^126, 2^127): DER integers are signed, so with the first octet in 0x40..=0x7f all 16 octets are written as they are.
 fn random_serial() -> SerialNumber {
     let mut bytes: [u8; 16] = rand::random();
-    bytes[0] &= 0x7f;
-    bytes[15] |= 1;
+    bytes[0] = (bytes[0] & 0x3f) | 0x40;
     SerialNumber::from_slice(&bytes)
 }
 

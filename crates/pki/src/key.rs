@@ -67,3 +67,14 @@ pub(crate) fn signing_key(pem: &str) -> Result<KeyPair> {
     let der = PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|_| Error::NoPem("private key"))?;
     KeyPair::try_from(&der).map_err(|e| Error::Key(e.to_string()))
 }
+
+/// PEM of a private key under the label that fits its encoding.
+pub(crate) fn private_pem(der: &PrivateKeyDer<'_>) -> Result<String> {
+    let label = match der {
+        PrivateKeyDer::Pkcs1(_) => "RSA PRIVATE KEY",
+        PrivateKeyDer::Sec1(_) => "EC PRIVATE KEY",
+        PrivateKeyDer::Pkcs8(_) => "PRIVATE KEY",
+        _ => return Err(Error::Key("unknown encoding".to_owned())),
+    };
+    Ok(pem::encode(label, der.secret_der()))
+}

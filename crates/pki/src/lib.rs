@@ -13,6 +13,7 @@ mod error;
 mod key;
 mod pem;
 mod provided;
+pub mod tls;
 pub mod token;
 
 pub use ca::{
