@@ -3,16 +3,22 @@
 //! Pure: no clock, no I/O, no randomness. Facts come from the Kuma 2.14.3 contracts.
 
 pub mod dataplane;
+pub mod duration;
+pub mod go;
 pub mod kind;
 pub mod kri;
 pub mod labels;
 pub mod mesh;
 pub mod mesh_service;
+pub mod policy;
 pub mod resource;
 pub mod rest;
+pub mod schema;
 pub mod time;
+pub mod violation;
 
 pub use dataplane::Dataplane;
+pub use duration::GoDuration;
 pub use kind::{Kind, Scope};
 pub use kri::Kri;
 pub use labels::Mode;
@@ -20,3 +26,4 @@ pub use mesh::Mesh;
 pub use mesh_service::MeshService;
 pub use resource::{Json, Key, Labels, Resource, View};
 pub use time::Timestamp;
+pub use violation::{Violation, Violations};
