@@ -2,9 +2,13 @@
 //!
 //! Pure: no clock, no I/O, no randomness. Facts come from the Kuma 2.14.3 contracts.
 
+pub mod access;
 pub mod dataplane;
+pub mod decode;
 pub mod duration;
+pub mod flat;
 pub mod go;
+pub mod ident;
 pub mod kind;
 pub mod kri;
 pub mod labels;
@@ -18,6 +22,7 @@ pub mod time;
 pub mod violation;
 
 pub use dataplane::Dataplane;
+pub use decode::{DecodeError, Decoded};
 pub use duration::GoDuration;
 pub use kind::{Kind, Scope};
 pub use kri::Kri;

@@ -1,0 +1,175 @@
+//! From a REST body to a canonical spec, and the rules on it (reference: Kuma 2.14.3 REST contract, §3.1).
+//!
+//! A PUT is: [`parse`] the bytes → [`decode`] (shape, defaults, schema, the kind's own validator with empty meta: step 3) →
+//! checks of the meta data against the path and the labels (step 5: [`crate::ident`], [`crate::labels`]) → labels computed →
+//! [`default_spec`] → [`validate`] with the real meta (step 7). [`warnings`] go into the answer.
+
+use crate::{
+    flat, go, ident,
+    kind::Kind,
+    labels::DISPLAY_NAME,
+    policy::{self, SpecError, ValidateContext},
+    resource::{Json, Labels},
+    time::Timestamp,
+    violation::{Violation, Violations},
+};
+use serde_json::Value;
+
+/// A decoded body.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decoded {
+    /// `type` of the body, "" when absent. It may differ from the kind of the path: step 5 refuses that.
+    pub type_name: String,
+    /// `name` of the body, "" when absent.
+    pub name: String,
+    /// `mesh` of the body. Kinds with `spec` take `default` when it is absent (schema default).
+    pub mesh: Option<String>,
+    /// `labels` of the body.
+    pub labels: Labels,
+    /// Canonical spec.
+    pub spec: Json,
+}
+
+/// Why a body was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// 400, title `Bad Request`; the text is the detail.
+    #[error("{0}")]
+    Malformed(String),
+    /// 400, title `Could not process a resource`, detail `Resource is not valid`.
+    #[error("resource is not valid: {}", .0.iter().map(Violation::to_string).collect::<Vec<_>>().join("; "))]
+    Invalid(Vec<Violation>),
+    /// 501: the kind is known, but this version does not handle it.
+    #[error("resources of type {0} are not supported by this version")]
+    NotImplemented(Kind),
+}
+
+/// Whether [`decode`] and [`validate`] know the kind.
+pub fn is_implemented(kind: Kind) -> bool {
+    flat::flat_kind(kind).is_some() || policy::kind_spec(kind).is_some()
+}
+
+/// Reads the bytes of a body as JSON. The error is `Malformed` with Go's text for the syntax error.
+pub fn parse(kind: Kind, body: &[u8]) -> Result<Value, DecodeError> {
+    serde_json::from_slice(body).map_err(|e| malformed(kind, &e.to_string()))
+}
+
+/// Step 3 of a PUT. Also what a client does before it sends.
+pub fn decode(kind: Kind, body: &Value) -> Result<Decoded, DecodeError> {
+    let spec = match flat::flat_kind(kind) {
+        Some(flat) => {
+            // Meta data come first: so do their errors.
+            Meta::read(body).map_err(|e| malformed(kind, &e))?;
+            let spec = flat.canonicalize(body).map_err(|e| malformed(kind, &e))?;
+            let mut out = Violations::new();
+            (flat.validate)(&ValidateContext::default(), &spec, &mut out);
+            if !out.is_empty() {
+                return Err(DecodeError::Invalid(out.into_vec()));
+            }
+            spec
+        }
+        None => match policy::decode_spec(kind, body).ok_or(DecodeError::NotImplemented(kind))? {
+            Ok(spec) => spec,
+            Err(SpecError::Malformed(detail)) => return Err(DecodeError::Malformed(detail)),
+            Err(SpecError::Invalid(violations)) => return Err(DecodeError::Invalid(violations)),
+        },
+    };
+    let meta = Meta::read(body).map_err(|e| malformed(kind, &e))?;
+    let mesh = match meta.mesh {
+        None if kind.is_mesh_scoped() && kind.descriptor().is_plugin() => Some(DEFAULT_MESH.to_owned()),
+        mesh => mesh,
+    };
+    Ok(Decoded { type_name: meta.type_name, name: meta.name, mesh, labels: meta.labels, spec: Json::from_value(&spec) })
+}
+
+/// Mesh of a body that names none, for kinds with `spec` (a default of their schema).
+pub const DEFAULT_MESH: &str = "default";
+
+/// Defaults that the control plane fills into a canonical spec before it validates and stores it (step 7). Kinds whose defaults come
+/// from their schema are complete after [`decode`] already.
+pub fn default_spec(kind: Kind, spec: Value) -> Value {
+    match flat::flat_kind(kind).and_then(|f| f.default) {
+        Some(fill) => fill(spec),
+        None => spec,
+    }
+}
+
+/// The kind's validator with the real meta data (step 7). `spec` is canonical. Empty for kinds that are not implemented.
+pub fn validate(kind: Kind, mesh: &str, name: &str, labels: &Labels, spec: &Value) -> Vec<Violation> {
+    let ctx = ValidateContext { mesh, name, labels: Some(labels) };
+    let mut out = Violations::new();
+    if let Some(flat) = flat::flat_kind(kind) {
+        (flat.validate)(&ctx, spec, &mut out);
+    } else if let Some(k) = policy::kind_spec(kind) {
+        (k.validate)(&ctx, spec, &mut out);
+    }
+    out.into_vec()
+}
+
+/// Deprecation warnings for the answer to a PUT (§2.4). `spec` is canonical.
+pub fn warnings(kind: Kind, mesh: &str, name: &str, labels: &Labels, spec: &Value) -> Vec<String> {
+    if let Some(k) = policy::kind_spec(kind) {
+        return (k.warnings)(&ValidateContext { mesh, name, labels: Some(labels) }, spec);
+    }
+    let display_name = labels.get(DISPLAY_NAME).filter(|n| !n.is_empty()).map_or(name, String::as_str);
+    match kind {
+        Kind::Mesh | Kind::Zone => ident::dns1035_warning(kind, display_name).into_iter().collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn malformed(kind: Kind, error: &str) -> DecodeError {
+    DecodeError::Malformed(format!("invalid {kind} object: {}", go::quote(error)))
+}
+
+/// Meta data of a body (§2.1).
+struct Meta {
+    type_name: String,
+    name: String,
+    mesh: Option<String>,
+    labels: Labels,
+}
+
+impl Meta {
+    fn read(body: &Value) -> Result<Meta, String> {
+        let Value::Object(map) = body else {
+            return Err(format!("json: cannot unmarshal {} into Go value of type v1alpha1.ResourceMeta", go::json_type(body)));
+        };
+        let text = |key: &str| match map.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(s)) => Ok(Some(s.clone())),
+            Some(other) => Err(field_error(other, key, "string")),
+        };
+        for key in ["creationTime", "modificationTime"] {
+            if let Some(t) = text(key)? {
+                Timestamp::parse(&t)
+                    .map_err(|_| format!("parsing time {} as \"2006-01-02T15:04:05Z07:00\": cannot parse it", go::quote(&t)))?;
+            }
+        }
+        let mut labels = Labels::new();
+        match map.get("labels") {
+            None | Some(Value::Null) => {}
+            Some(Value::Object(m)) => {
+                for (k, v) in m {
+                    let v = match v {
+                        Value::String(s) => s.clone(),
+                        Value::Null => String::new(),
+                        other => return Err(field_error(other, "labels", "string")),
+                    };
+                    labels.insert(k.clone(), v);
+                }
+            }
+            Some(other) => return Err(field_error(other, "labels", "map[string]string")),
+        }
+        Ok(Meta {
+            type_name: text("type")?.unwrap_or_default(),
+            name: text("name")?.unwrap_or_default(),
+            mesh: text("mesh")?.filter(|m| !m.is_empty()),
+            labels,
+        })
+    }
+}
+
+fn field_error(value: &Value, field: &str, want: &str) -> String {
+    format!("json: cannot unmarshal {} into Go struct field ResourceMeta.{field} of type {want}", go::json_type(value))
+}
