@@ -10,6 +10,7 @@ pub mod managers;
 mod read;
 mod route;
 mod router;
+pub mod secrets;
 mod state;
 mod system;
 
