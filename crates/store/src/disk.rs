@@ -1,16 +1,18 @@
 //! The seam between the store and a file system.
 //!
 //! The store reaches files only through [`Disk`] and [`DiskFile`], so that recovery code can be run
-//! against a disk that loses power at any operation. The one exception is sled,
+//! against a disk that loses power at any operation ([`ScriptedDisk`]). The one exception is sled,
 //! whose files are a cache that can be deleted ([`crate::state`]).
 
 mod real;
+mod scripted;
 
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 pub use real::RealDisk;
+pub use scripted::ScriptedDisk;
 
 /// How [`Disk::open`] opens a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,210 @@
+//! The data directory: who owns it, in which format it is, and that only one process has it open.
+//!
+//! ```text
+//! IDENTITY     format, cluster, node, checksum (text); written first, so a directory without it holds no data
+//! LOCK         locked while a process has the directory open; holds its pid
+//! log/         crate::log
+//! snapshots/   crate::snapshot
+//! state/       crate::state, a cache
+//! ```
+
+use crate::{
+    disk::{Disk, DiskLock, OpenMode, read_all, replace_file},
+    error::{Result, StoreError},
+    types::{FORMAT_VERSION, Identity},
+};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+const IDENTITY: &str = "IDENTITY";
+const IDENTITY_TMP: &str = "IDENTITY.tmp";
+const LOCK: &str = "LOCK";
+const TITLE: &str = "ikada data directory";
+/// Far above any identity file; a larger one is not ours.
+const MAX_IDENTITY_BYTES: usize = 4096;
+
+/// An open data directory. Dropping it releases the lock.
+pub struct DataDir {
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+    identity: Identity,
+    created: bool,
+    _lock: Box<dyn DiskLock>,
+}
+
+impl DataDir {
+    /// Opens a directory, or makes one with the identity that `new` gives when it does not exist or is empty. Everything else is
+    /// refused and left as it is.
+    pub fn open(disk: Arc<dyn Disk>, path: &Path, new: impl FnOnce() -> Identity) -> Result<DataDir> {
+        disk.create_dir_all(path).map_err(|e| match e.kind() {
+            io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
+                StoreError::NotADataDir { path: path.to_path_buf(), what: "it is not a directory".to_owned() }
+            }
+            _ => StoreError::io("create", path, e),
+        })?;
+        let has_identity = check_names(&*disk, path)?;
+        let lock_path = path.join(LOCK);
+        let Some(lock) = disk.lock(&lock_path).map_err(|e| StoreError::io("lock", &lock_path, e))? else {
+            let pid = read_all(&*disk, &lock_path, 64).map(|b| String::from_utf8_lossy(&b).trim().to_owned()).unwrap_or_default();
+            let pid = if pid.is_empty() { "unknown".to_owned() } else { pid };
+            return Err(StoreError::InUse { path: path.to_path_buf(), pid });
+        };
+        // Another process may have made the identity between the look and the lock.
+        let has_identity = has_identity || check_names(&*disk, path)?;
+        let identity = if has_identity { read_identity(&*disk, path)? } else { new() };
+        let write_pid = || -> io::Result<()> {
+            let file = disk.open(&lock_path, OpenMode::Write)?;
+            file.truncate(0)?;
+            file.write_at(format!("{}\n", std::process::id()).as_bytes(), 0)
+        };
+        // The pid only makes a message better; a full disk must not keep a node from starting.
+        if let Err(e) = write_pid() {
+            tracing::debug!("cannot write the pid to {}: {e}", lock_path.display());
+        }
+        if !has_identity {
+            let text = identity_text(identity);
+            replace_file(&*disk, path, IDENTITY, text.as_bytes()).map_err(|e| StoreError::io("write to", &path.join(IDENTITY), e))?;
+        }
+        for name in ["log", "snapshots", "state"] {
+            let sub = path.join(name);
+            disk.create_dir_all(&sub).map_err(|e| StoreError::io("create", &sub, e))?;
+        }
+        disk.sync_dir(path).map_err(|e| StoreError::io("sync", path, e))?;
+        Ok(DataDir { disk, path: path.to_path_buf(), identity, created: !has_identity, _lock: lock })
+    }
+
+    /// Who owns the data.
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+    /// The directory was made by this open.
+    pub fn created(&self) -> bool {
+        self.created
+    }
+    /// The directory itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+    /// Directory of [`crate::log`].
+    pub fn log(&self) -> PathBuf {
+        self.path.join("log")
+    }
+    /// Directory of [`crate::snapshot`].
+    pub fn snapshots(&self) -> PathBuf {
+        self.path.join("snapshots")
+    }
+    /// Directory of [`crate::state`].
+    pub fn state(&self) -> PathBuf {
+        self.path.join("state")
+    }
+    /// The file system.
+    pub fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+}
+
+/// Whether there is an identity. A directory with other files and no identity is somebody else's.
+fn check_names(disk: &dyn Disk, path: &Path) -> Result<bool> {
+    let names = disk.list(path).map_err(|e| StoreError::io("read", path, e))?;
+    if names.iter().any(|n| n == IDENTITY) {
+        return Ok(true);
+    }
+    match names.iter().find(|n| ![IDENTITY_TMP, LOCK, "lost+found"].contains(&n.as_str())) {
+        Some(name) => Err(StoreError::NotADataDir {
+            path: path.to_path_buf(),
+            what: format!("it holds {name:?} and no {IDENTITY} file; choose an empty directory"),
+        }),
+        None => Ok(false),
+    }
+}
+
+fn identity_text(id: Identity) -> String {
+    let body = format!("{TITLE}\nformat {FORMAT_VERSION}\ncluster {}\nnode {}\n", id.cluster, id.node);
+    format!("{body}crc32c {:08x}\n", crc32c::crc32c(body.as_bytes()))
+}
+
+fn read_identity(disk: &dyn Disk, dir: &Path) -> Result<Identity> {
+    let path = dir.join(IDENTITY);
+    let bytes = read_all(disk, &path, MAX_IDENTITY_BYTES).map_err(|e| match e.kind() {
+        io::ErrorKind::InvalidData => StoreError::damaged(&path, 0, "it is too large"),
+        _ => StoreError::io("read", &path, e),
+    })?;
+    let damaged = |what: &str| StoreError::damaged(&path, 0, what);
+    let text = String::from_utf8(bytes).map_err(|_| damaged("it is not text"))?;
+    let (body, sum) = text.rsplit_once("crc32c ").ok_or_else(|| damaged("the checksum is missing"))?;
+    if u32::from_str_radix(sum.trim_end(), 16).ok() != Some(crc32c::crc32c(body.as_bytes())) {
+        return Err(damaged("the checksum does not match"));
+    }
+    let field = |name: &str| body.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')).ok_or_else(|| damaged("a line is missing"));
+    if body.lines().next() != Some(TITLE) {
+        return Err(damaged("the first line is not ours"));
+    }
+    let found: u16 = field("format")?.parse().map_err(|_| damaged("the format is not a number"))?;
+    if found > FORMAT_VERSION {
+        return Err(StoreError::NewerFormat { path, found, supported: FORMAT_VERSION });
+    }
+    Ok(Identity {
+        cluster: field("cluster")?.parse().map_err(|_| damaged("the cluster is not a UUID"))?,
+        node: field("node")?.parse().map_err(|_| damaged("the node is not a number"))?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{disk::RealDisk, types::ClusterId};
+    use std::fs;
+
+    fn id() -> Identity {
+        Identity { cluster: ClusterId([9; 16]), node: 1 }
+    }
+    fn open(path: &Path) -> Result<DataDir> {
+        DataDir::open(Arc::new(RealDisk), path, id)
+    }
+    fn refused(path: &Path) -> String {
+        open(path).err().map(|e| e.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    fn create_reopen_and_lock() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("a/b");
+        let dir = open(&path).unwrap();
+        assert!(dir.created());
+        assert_eq!(fs::read_to_string(path.join("LOCK")).unwrap().trim(), std::process::id().to_string());
+        let message = refused(&path);
+        assert!(message.contains("in use by another process") && message.contains(&std::process::id().to_string()), "{message}");
+        drop(dir);
+        let again = DataDir::open(Arc::new(RealDisk), &path, || Identity { cluster: ClusterId([1; 16]), node: 9 }).unwrap();
+        assert!(!again.created());
+        assert_eq!(again.identity(), id());
+    }
+
+    #[test]
+    fn foreign_directories_are_left_alone() {
+        let tmp = tempfile::tempdir().unwrap();
+        fs::write(tmp.path().join("thesis.tex"), "x").unwrap();
+        assert!(refused(tmp.path()).contains("thesis.tex"));
+        assert_eq!(fs::read_dir(tmp.path()).unwrap().count(), 1);
+        assert!(refused(&tmp.path().join("thesis.tex")).contains("not a directory"));
+    }
+
+    #[test]
+    fn damaged_and_newer_identities() {
+        let tmp = tempfile::tempdir().unwrap();
+        drop(open(tmp.path()).unwrap());
+        let file = tmp.path().join("IDENTITY");
+        let good = fs::read_to_string(&file).unwrap();
+        for bad in [good.replace("node 1", "node 2"), String::new(), good.replace("crc32c", ""), "\u{0}".repeat(9000)] {
+            fs::write(&file, &bad).unwrap();
+            assert!(refused(tmp.path()).contains("the store is damaged"), "{bad:.80}");
+            assert_eq!(fs::read_to_string(&file).unwrap(), bad);
+        }
+        let body = good.split("crc32c").next().unwrap().replace("format 1", "format 7");
+        fs::write(&file, format!("{body}crc32c {:08x}\n", crc32c::crc32c(body.as_bytes()))).unwrap();
+        assert!(refused(tmp.path()).contains("has format 7, this version reads up to 1"));
+    }
+}

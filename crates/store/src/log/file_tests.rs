@@ -1,0 +1,309 @@
+use super::*;
+use crate::{
+    disk::{RealDisk, ScriptedDisk},
+    types::ClusterId,
+};
+use proptest::prelude::*;
+
+const SMALL: FileLogOptions = FileLogOptions { segment_bytes: 2048 };
+
+fn id() -> Identity {
+    Identity { cluster: ClusterId([5; 16]), node: 1 }
+}
+fn record(index: u64, term: u64, size: usize) -> LogRecord {
+    LogRecord { mark: Mark { index, term }, payload: Bytes::from(vec![index as u8; size]) }
+}
+fn scripted(seed: u64) -> ScriptedDisk {
+    let disk = ScriptedDisk::new(seed);
+    disk.create_dir_all(Path::new("/log")).unwrap();
+    disk
+}
+fn open(disk: &ScriptedDisk) -> Result<FileLog> {
+    FileLog::open(Arc::new(disk.clone()), Path::new("/log"), id(), SMALL)
+}
+fn indices(log: &FileLog) -> Vec<(u64, u64)> {
+    log.read(0..10_000, usize::MAX).unwrap().iter().map(|r| (r.mark.index, r.mark.term)).collect()
+}
+fn first_index(log: &FileLog) -> u64 {
+    log.state().purged.map_or(0, |p| p.index + 1)
+}
+fn all(log: &FileLog) -> Vec<LogRecord> {
+    let first = first_index(log);
+    log.read(first..u64::MAX, usize::MAX).unwrap()
+}
+
+#[test]
+fn everything_is_found_again() {
+    let tmp = tempfile::tempdir().unwrap();
+    let open = || FileLog::open(Arc::new(RealDisk), tmp.path(), id(), SMALL).unwrap();
+    let log = open();
+    assert_eq!(log.state(), LogState::default());
+    let hard = HardState { term: 3, voted_for: 1, committed: true };
+    log.save_hard_state(hard).unwrap();
+    for i in 0..100 {
+        log.append(&[record(i, 3, 100)]).unwrap();
+    }
+    log.append(&[record(100, 4, 5000)]).unwrap();
+    log.save_committed(Mark { index: 60, term: 3 }).unwrap();
+    log.truncate_from(99).unwrap();
+    log.append(&[record(99, 5, 0), record(100, 5, 1)]).unwrap();
+    log.sync().unwrap();
+    let files = || std::fs::read_dir(tmp.path()).unwrap().count();
+    let before = files();
+    log.purge_to(Mark { index: 50, term: 3 }).unwrap();
+    log.sync().unwrap();
+    assert!(files() < before, "{} of {before} segments left", files());
+    let state = log.state();
+    assert_eq!(state.last, Some(Mark { index: 100, term: 5 }));
+    let entries = all(&log);
+    assert_eq!(entries.len(), 50);
+    drop(log);
+    let log = open();
+    assert_eq!(log.state(), state);
+    assert_eq!(log.state().hard, Some(hard));
+    assert_eq!(all(&log), entries);
+    assert_eq!(log.mark_at(50), None);
+    assert_eq!(log.mark_at(99), Some(Mark { index: 99, term: 5 }));
+    assert_eq!(log.read(60..90, 250).unwrap().len(), 2);
+    assert_eq!(log.read(60..90, 1).unwrap().len(), 1, "at least one");
+}
+
+#[test]
+fn purge_beyond_the_end_restarts_the_log() {
+    let disk = scripted(1);
+    let log = open(&disk).unwrap();
+    log.append(&[record(0, 1, 10), record(1, 1, 10)]).unwrap();
+    log.purge_to(Mark { index: 70, term: 4 }).unwrap();
+    assert_eq!(log.state().last, Some(Mark { index: 70, term: 4 }));
+    log.append(&[record(71, 4, 10)]).unwrap();
+    log.sync().unwrap();
+    disk.power_cycle();
+    let log = open(&disk).unwrap();
+    assert_eq!(log.state().last, Some(Mark { index: 71, term: 4 }));
+    assert_eq!(log.read(71..80, 1000).unwrap().len(), 1);
+}
+
+#[test]
+fn order_and_size_are_checked() {
+    let log = open(&scripted(1)).unwrap();
+    assert!(matches!(log.append(&[record(1, 1, 1)]), Err(StoreError::Invalid(_))));
+    log.append(&[record(0, 2, 1)]).unwrap();
+    assert!(matches!(log.append(&[record(1, 1, 1)]), Err(StoreError::Invalid(_))));
+    assert!(matches!(log.append(&[record(1, 2, 1), record(3, 2, 1)]), Err(StoreError::Invalid(_))));
+    assert!(matches!(log.append(&[record(1, 2, MAX_RECORD_BYTES + 1)]), Err(StoreError::TooLarge { .. })));
+    log.append(&[record(1, 2, MAX_RECORD_BYTES)]).unwrap();
+    assert_eq!(indices(&log), [(0, 2), (1, 2)]);
+}
+
+/// What a run of operations leaves in memory.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Model {
+    entries: Vec<(u64, u64)>,
+    hard: Option<HardState>,
+    purged: Option<Mark>,
+}
+
+impl Model {
+    fn of(log: &FileLog) -> Model {
+        let entries = all(log).iter().map(|r| (r.mark.index, r.mark.term)).collect();
+        Model { entries, hard: log.state().hard, purged: log.state().purged }
+    }
+}
+
+/// A fixed run with rolls, truncation, votes, purges and syncs. After each change `seen` gets the state, and whether it is durable.
+fn run(log: &FileLog, mut seen: impl FnMut(Model, bool)) -> Result<()> {
+    for round in 0u64..12 {
+        let next = log.state().last.map_or(0, |m| m.index + 1);
+        let term = round / 3 + 1;
+        let batch: Vec<_> = (next..next + 1 + round % 4).map(|i| record(i, term, 90 + (i as usize * 37) % 400)).collect();
+        log.append(&batch)?;
+        seen(Model::of(log), false);
+        if round % 3 == 1 {
+            log.save_hard_state(HardState { term: term + 1, voted_for: 1, committed: false })?;
+            seen(Model::of(log), false);
+        }
+        if round % 5 == 4 {
+            log.truncate_from(log.state().last.map_or(0, |m| m.index))?;
+            seen(Model::of(log), false);
+        }
+        if round % 4 == 3 && let Some(mark) = log.mark_at(next.saturating_sub(2)) {
+            log.purge_to(mark)?;
+            seen(Model::of(log), false);
+        }
+        if round % 2 == 0 {
+            log.sync()?;
+            seen(Model::of(log), true);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn power_loss_at_every_operation_loses_nothing_synced() {
+    for seed in 0..4 {
+        for stop in 0.. {
+            let disk = scripted(seed * 1000 + stop);
+            let log = open(&disk).unwrap();
+            let mut history = vec![Model::of(&log)];
+            let mut durable = 0;
+            disk.lose_power_after(stop);
+            let done = run(&log, |model, synced| {
+                history.push(model);
+                if synced {
+                    durable = history.len() - 1;
+                }
+            });
+            drop(log);
+            disk.power_cycle();
+            let log = open(&disk).unwrap_or_else(|e| panic!("seed {seed} stop {stop}: {e}"));
+            let found = Model::of(&log);
+            // The operation that failed may have happened, fully or up to some entry of its batch.
+            let last = history.last().cloned().unwrap_or_default();
+            let known = history[durable..].iter().any(|m| found.hard == m.hard && found.purged == m.purged && prefix(&found, m))
+                || (done.is_err() && extends(&found, &last));
+            assert!(known, "seed {seed} stop {stop}: {found:?} is none of {:?}", &history[durable..]);
+            let synced = &history[durable];
+            let floor = found.purged.map_or(0, |p| p.index + 1);
+            for entry in &synced.entries {
+                let truncated = history[durable..].iter().any(|m| !m.entries.contains(entry));
+                assert!(entry.0 < floor || truncated || done.is_err() && !last.entries.contains(entry) || found.entries.contains(entry),
+                    "seed {seed} stop {stop}: synced entry {entry:?} is missing from {found:?}");
+            }
+            // The log goes on.
+            let next = log.state().last.map_or(0, |m| m.index + 1);
+            log.append(&[record(next, 99, 10)]).unwrap();
+            log.sync().unwrap();
+            disk.power_cycle();
+            assert_eq!(open(&disk).unwrap().state().last, Some(Mark { index: next, term: 99 }));
+            if done.is_ok() {
+                break;
+            }
+        }
+    }
+}
+
+fn prefix(found: &Model, model: &Model) -> bool {
+    model.entries.starts_with(&found.entries)
+}
+/// `found` is `last` and a part of one more operation.
+fn extends(found: &Model, last: &Model) -> bool {
+    found.entries.starts_with(&last.entries) || last.entries.starts_with(&found.entries) || last.entries.ends_with(&found.entries)
+}
+
+#[test]
+fn damage_before_the_durable_index_is_refused_and_left_alone() {
+    let disk = scripted(1);
+    let log = open(&disk).unwrap();
+    let mut ends = Vec::new();
+    for i in 0..5 {
+        log.append(&[record(i, 1, 64)]).unwrap();
+        log.sync().unwrap();
+        ends.push(log.inner.lock().tail as usize);
+    }
+    drop(log);
+    let file = Path::new("/log/0000000000000000.log");
+    for at in (HEADER_BYTES..ends[3]).filter(|at| at % 8 < 4 || at % 112 > 60) {
+        let before = disk.contents();
+        disk.corrupt(file, at, 0x40).unwrap();
+        let damaged = disk.contents();
+        if before == damaged {
+            continue;
+        }
+        let err = open(&disk).err();
+        // Four bytes after the checksum of a record carry nothing.
+        let inert = (at - HEADER_BYTES) % 112 >= 44 && (at - HEADER_BYTES) % 112 < 48;
+        assert_eq!(matches!(err, Some(StoreError::Damaged { .. })), !inert, "byte {at}: {err:?}");
+        if !inert {
+            assert_eq!(disk.contents(), damaged, "byte {at}");
+        }
+        disk.corrupt(file, at, 0x40).unwrap();
+    }
+    for at in 0..HEADER_BYTES {
+        disk.corrupt(file, at, 0x40).unwrap();
+        let err = open(&disk).err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(err.contains("damaged") || err.contains("has format"), "byte {at}: {err}");
+        disk.corrupt(file, at, 0x40).unwrap();
+    }
+    assert_eq!(indices(&open(&disk).unwrap()).len(), 5);
+}
+
+#[test]
+fn damage_in_a_completed_segment_and_a_missing_segment() {
+    let disk = scripted(1);
+    let log = open(&disk).unwrap();
+    for i in 0..40 {
+        log.append(&[record(i, 1, 200)]).unwrap();
+    }
+    log.sync().unwrap();
+    drop(log);
+    let first = Path::new("/log/0000000000000000.log");
+    disk.corrupt(first, 700, 1).unwrap();
+    assert!(matches!(open(&disk).err(), Some(StoreError::Damaged { .. })));
+    disk.corrupt(first, 700, 1).unwrap();
+    disk.remove_file(first).unwrap();
+    let err = open(&disk).err().map(|e| e.to_string()).unwrap_or_default();
+    assert!(err.contains("the segment before it is missing"), "{err}");
+}
+
+#[test]
+fn another_identity_is_refused() {
+    let disk = scripted(1);
+    drop(open(&disk).unwrap());
+    let other = Identity { node: 2, ..id() };
+    let err = FileLog::open(Arc::new(disk), Path::new("/log"), other, SMALL).err();
+    assert!(matches!(err, Some(StoreError::Foreign { .. })), "{err:?}");
+}
+
+#[test]
+fn full_disk_is_not_fatal_and_a_failed_sync_is() {
+    let disk = scripted(1);
+    let log = open(&disk).unwrap();
+    log.append(&[record(0, 1, 100)]).unwrap();
+    disk.set_capacity(Some(disk.used()));
+    assert!(matches!(log.prepare(), Err(StoreError::Full { .. })));
+    let mut next = 1;
+    let err = loop {
+        match log.append(&[record(next, 1, 100)]) {
+            Ok(()) => next += 1,
+            Err(e) => break e,
+        }
+    };
+    assert!(matches!(err, StoreError::Full { .. }), "{err}");
+    assert!(next > 5, "the reserved space is used up first");
+    log.sync().unwrap();
+    disk.set_capacity(None);
+    log.prepare().unwrap();
+    log.append(&[record(next, 1, 100)]).unwrap();
+    log.sync().unwrap();
+    disk.process_exit();
+    let log = open(&disk).unwrap();
+    assert_eq!(indices(&log).len() as u64, next + 1);
+
+    disk.fail_syncs(true);
+    log.append(&[record(next + 1, 1, 1)]).unwrap();
+    assert!(matches!(log.sync(), Err(StoreError::Poisoned { .. })));
+    disk.fail_syncs(false);
+    assert!(matches!(log.sync(), Err(StoreError::Poisoned { .. })));
+    assert!(matches!(log.append(&[record(next + 2, 1, 1)]), Err(StoreError::Poisoned { .. })));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    /// Any bytes in the place of a segment: an error or a log, never a panic.
+    #[test]
+    fn garbage_segments_never_panic(garbage in proptest::collection::vec(any::<u8>(), 0..600), keep in 0usize..300) {
+        let disk = scripted(1);
+        let log = open(&disk).unwrap();
+        log.append(&[record(0, 1, 20), record(1, 1, 20)]).unwrap();
+        log.sync().unwrap();
+        drop(log);
+        let path = Path::new("/log/0000000000000000.log");
+        let mut bytes = disk.contents().get(path).cloned().unwrap_or_default();
+        bytes.truncate(keep);
+        bytes.extend(garbage);
+        disk.open(path, OpenMode::Create).unwrap().write_at(&bytes, 0).unwrap();
+        if let Ok(log) = open(&disk) {
+            let _ = log.read(0..10, 1000);
+        }
+    }
+}

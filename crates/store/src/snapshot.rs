@@ -1,0 +1,390 @@
+//! Snapshot files: the whole applied state at one position. With the log from there on they are the authoritative state.
+//!
+//! ```text
+//! header   magic "IKADASNP", format u16, cluster, node, index, term, crc32c               (64 bytes)
+//! frames   length u32, kind u8 (1 meta, 2 chunk, 3 end), 3 zero bytes, crc32c u32 seeded with the header's, bytes
+//! meta     opaque, first frame
+//! chunk    records, each: length u32, bytes; about 1 MiB together
+//! end      number of records u64, crc32c over the crc32c of all frames before it u32
+//! ```
+//!
+//! A snapshot is written under a temporary name, synced, renamed, and the directory synced: a file with a final name is complete, so an
+//! unreadable one is damage. The newest two are kept.
+
+use crate::{
+    disk::{Disk, DiskFile, OpenMode},
+    error::{Result, StoreError},
+    types::{ClusterId, FORMAT_VERSION, Identity, Mark},
+};
+use parking_lot::Mutex;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+const MAGIC: &[u8; 8] = b"IKADASNP";
+const HEADER_BYTES: usize = 64;
+const FRAME_BYTES: usize = 12;
+/// A chunk is closed when it has this many bytes.
+const CHUNK_BYTES: usize = 1 << 20;
+/// Largest record in bytes.
+const MAX_RECORD: usize = 64 << 20;
+const KEEP: usize = 2;
+const META: u8 = 1;
+const CHUNK: u8 = 2;
+const END: u8 = 3;
+
+/// What a snapshot is of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotMeta {
+    /// Last entry in it.
+    pub mark: Mark,
+    /// Opaque: what the writer needs to read it again.
+    pub meta: Vec<u8>,
+}
+
+/// The snapshots of one node in a directory of their own.
+pub struct SnapshotStore {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    identity: Identity,
+    marks: Mutex<Vec<Mark>>,
+}
+
+fn name(mark: Mark) -> String {
+    format!("{:016x}-{:016x}.snap", mark.index, mark.term)
+}
+
+fn parse_name(name: &str) -> Option<Mark> {
+    let (index, term) = name.strip_suffix(".snap")?.split_once('-')?;
+    Some(Mark { index: u64::from_str_radix(index, 16).ok()?, term: u64::from_str_radix(term, 16).ok()? })
+}
+
+fn header(id: Identity, mark: Mark) -> [u8; HEADER_BYTES] {
+    let mut h = [0; HEADER_BYTES];
+    h[..8].copy_from_slice(MAGIC);
+    h[8..10].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+    h[16..32].copy_from_slice(&id.cluster.0);
+    h[32..40].copy_from_slice(&id.node.to_le_bytes());
+    h[40..48].copy_from_slice(&mark.index.to_le_bytes());
+    h[48..56].copy_from_slice(&mark.term.to_le_bytes());
+    let crc = crc32c::crc32c(&h[..60]);
+    h[60..].copy_from_slice(&crc.to_le_bytes());
+    h
+}
+
+impl SnapshotStore {
+    /// Opens the directory, which exists. Unfinished snapshots of an earlier process are removed.
+    pub fn open(disk: Arc<dyn Disk>, dir: &Path, identity: Identity) -> Result<SnapshotStore> {
+        let names = disk.list(dir).map_err(|e| StoreError::io("read", dir, e))?;
+        for tmp in names.iter().filter(|n| n.ends_with(".tmp")) {
+            let path = dir.join(tmp);
+            disk.remove_file(&path).map_err(|e| StoreError::io("remove", &path, e))?;
+        }
+        let mut marks: Vec<Mark> = names.iter().filter_map(|n| parse_name(n)).collect();
+        marks.sort_unstable();
+        Ok(SnapshotStore { disk, dir: dir.to_path_buf(), identity, marks: Mutex::new(marks) })
+    }
+
+    /// Position of the newest snapshot.
+    pub fn newest(&self) -> Option<Mark> {
+        self.marks.lock().last().copied()
+    }
+
+    /// Starts a snapshot.
+    pub fn create(&self, meta: &SnapshotMeta) -> Result<SnapshotWriter<'_>> {
+        let path = self.dir.join(format!("{}.tmp", name(meta.mark)));
+        let file = self.disk.open(&path, OpenMode::Create).map_err(|e| StoreError::io("create", &path, e))?;
+        let head = header(self.identity, meta.mark);
+        let seed = crc32c::crc32c(&head);
+        let mut writer =
+            SnapshotWriter { store: self, mark: meta.mark, file, path, at: 0, seed, chain: 0, records: 0, chunk: Vec::new(), finished: false };
+        writer.write(&head)?;
+        writer.frame(META, &meta.meta)?;
+        Ok(writer)
+    }
+
+    /// Opens the snapshot at a position.
+    pub fn read(&self, mark: Mark) -> Result<SnapshotReader> {
+        let path = self.dir.join(name(mark));
+        let file = self.disk.open(&path, OpenMode::Read).map_err(|e| StoreError::io("open", &path, e))?;
+        let mut head = [0; HEADER_BYTES];
+        let read = file.read_at(&mut head, 0).map_err(|e| StoreError::io("read", &path, e))?;
+        if read < HEADER_BYTES || head[..8] != *MAGIC {
+            return Err(StoreError::damaged(&path, 0, "the header is not one of a snapshot"));
+        }
+        let found = u16::from_le_bytes([head[8], head[9]]);
+        if found > FORMAT_VERSION {
+            return Err(StoreError::NewerFormat { path, found, supported: FORMAT_VERSION });
+        }
+        if head[60..] != crc32c::crc32c(&head[..60]).to_le_bytes() {
+            return Err(StoreError::damaged(&path, 0, "the checksum of the header does not match"));
+        }
+        if head != header(self.identity, mark) {
+            let mut owner = Identity { cluster: ClusterId([0; 16]), node: 0 };
+            owner.cluster.0.copy_from_slice(&head[16..32]);
+            owner.node = u64::from_le_bytes([head[32], head[33], head[34], head[35], head[36], head[37], head[38], head[39]]);
+            if owner == self.identity {
+                return Err(StoreError::damaged(&path, 40, "the file was renamed"));
+            }
+            return Err(StoreError::Foreign { path, found: owner.to_string(), expected: self.identity.to_string() });
+        }
+        let mut reader = SnapshotReader {
+            file,
+            path,
+            at: HEADER_BYTES as u64,
+            seed: crc32c::crc32c(&head),
+            chain: 0,
+            records: 0,
+            meta: SnapshotMeta { mark, meta: Vec::new() },
+            chunk: Vec::new(),
+            next: 0,
+        };
+        match reader.frame()? {
+            (META, meta) => reader.meta.meta = meta,
+            _ => return Err(reader.damaged("it does not begin with its description")),
+        }
+        Ok(reader)
+    }
+
+    fn path(&self, mark: Mark) -> PathBuf {
+        self.dir.join(name(mark))
+    }
+}
+
+/// Writes one snapshot. Dropped before [`SnapshotWriter::finish`], it leaves nothing behind.
+pub struct SnapshotWriter<'a> {
+    store: &'a SnapshotStore,
+    mark: Mark,
+    file: Arc<dyn DiskFile>,
+    path: PathBuf,
+    at: u64,
+    seed: u32,
+    chain: u32,
+    records: u64,
+    chunk: Vec<u8>,
+    finished: bool,
+}
+
+impl SnapshotWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_at(bytes, self.at).map_err(|e| StoreError::io("write to", &self.path, e))?;
+        self.at += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn frame(&mut self, kind: u8, bytes: &[u8]) -> Result<()> {
+        let mut frame = Vec::with_capacity(FRAME_BYTES + bytes.len());
+        frame.extend((bytes.len() as u32).to_le_bytes());
+        frame.extend([kind, 0, 0, 0]);
+        let crc = crc32c::crc32c_append(crc32c::crc32c_append(self.seed, &frame), bytes);
+        frame.extend(crc.to_le_bytes());
+        frame.extend(bytes);
+        self.chain = crc32c::crc32c_append(self.chain, &crc.to_le_bytes());
+        self.write(&frame)
+    }
+
+    /// Adds a record.
+    pub fn push(&mut self, record: &[u8]) -> Result<()> {
+        if record.len() > MAX_RECORD {
+            return Err(StoreError::TooLarge { what: "snapshot record", size: record.len(), limit: MAX_RECORD });
+        }
+        self.chunk.extend((record.len() as u32).to_le_bytes());
+        self.chunk.extend(record);
+        self.records += 1;
+        if self.chunk.len() >= CHUNK_BYTES { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        let chunk = std::mem::take(&mut self.chunk);
+        if chunk.is_empty() { Ok(()) } else { self.frame(CHUNK, &chunk) }
+    }
+
+    /// Makes the snapshot durable and the newest one, and removes all but the newest two.
+    pub fn finish(mut self) -> Result<()> {
+        self.flush()?;
+        let mut end = self.records.to_le_bytes().to_vec();
+        end.extend(self.chain.to_le_bytes());
+        self.frame(END, &end)?;
+        self.file.sync_data().map_err(|e| StoreError::io("sync", &self.path, e))?;
+        let path = self.store.path(self.mark);
+        self.store.disk.rename(&self.path, &path).map_err(|e| StoreError::io("rename", &self.path, e))?;
+        self.finished = true;
+        self.store.disk.sync_dir(&self.store.dir).map_err(|e| StoreError::io("sync", &self.store.dir, e))?;
+        let mut marks = self.store.marks.lock();
+        if !marks.contains(&self.mark) {
+            marks.push(self.mark);
+            marks.sort_unstable();
+        }
+        while marks.len() > KEEP {
+            let oldest = marks.remove(0);
+            let path = self.store.path(oldest);
+            if let Err(e) = self.store.disk.remove_file(&path) {
+                tracing::warn!("cannot remove {}: {e}", path.display());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for SnapshotWriter<'_> {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.store.disk.remove_file(&self.path).ok();
+        }
+    }
+}
+
+/// Reads one snapshot, checking every byte.
+pub struct SnapshotReader {
+    file: Arc<dyn DiskFile>,
+    path: PathBuf,
+    at: u64,
+    seed: u32,
+    chain: u32,
+    records: u64,
+    meta: SnapshotMeta,
+    chunk: Vec<u8>,
+    next: usize,
+}
+
+impl SnapshotReader {
+    /// What the snapshot is of.
+    pub fn meta(&self) -> &SnapshotMeta {
+        &self.meta
+    }
+
+    fn damaged(&self, what: &str) -> StoreError {
+        StoreError::damaged(&self.path, self.at, what)
+    }
+
+    fn frame(&mut self) -> Result<(u8, Vec<u8>)> {
+        let mut head = [0; FRAME_BYTES];
+        let read = self.file.read_at(&mut head, self.at).map_err(|e| StoreError::io("read", &self.path, e))?;
+        let len = u32::from_le_bytes([head[0], head[1], head[2], head[3]]) as usize;
+        if read < FRAME_BYTES || len > MAX_RECORD + CHUNK_BYTES + 4 {
+            return Err(self.damaged("a frame is cut or has an impossible length"));
+        }
+        let mut bytes = vec![0; len];
+        let read = self.file.read_at(&mut bytes, self.at + FRAME_BYTES as u64).map_err(|e| StoreError::io("read", &self.path, e))?;
+        let crc = crc32c::crc32c_append(crc32c::crc32c_append(self.seed, &head[..8]), &bytes);
+        if read < len || head[8..] != crc.to_le_bytes() {
+            return Err(self.damaged("the checksum of a frame does not match"));
+        }
+        if head[4] != END {
+            self.chain = crc32c::crc32c_append(self.chain, &crc.to_le_bytes());
+        }
+        self.at += (FRAME_BYTES + len) as u64;
+        Ok((head[4], bytes))
+    }
+
+    /// The next record; `None` after the last one, when count and checksum are as they were written.
+    pub fn next_record(&mut self) -> Result<Option<Vec<u8>>> {
+        if self.next >= self.chunk.len() {
+            match self.frame()? {
+                (CHUNK, chunk) => (self.chunk, self.next) = (chunk, 0),
+                (END, end) => {
+                    let mut expected = self.records.to_le_bytes().to_vec();
+                    expected.extend(self.chain.to_le_bytes());
+                    return if end == expected { Ok(None) } else { Err(self.damaged("records are missing")) };
+                }
+                _ => return Err(self.damaged("an unknown frame")),
+            }
+        }
+        let rest = self.chunk.get(self.next..).unwrap_or_default();
+        let Some((len, rest)) = rest.split_first_chunk::<4>() else { return Err(self.damaged("a record is cut")) };
+        let len = u32::from_le_bytes(*len) as usize;
+        let Some(record) = rest.get(..len) else { return Err(self.damaged("a record is cut")) };
+        let record = record.to_vec();
+        self.next += 4 + len;
+        self.records += 1;
+        Ok(Some(record))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::{RealDisk, ScriptedDisk};
+
+    fn id() -> Identity {
+        Identity { cluster: ClusterId([3; 16]), node: 1 }
+    }
+    fn meta(index: u64) -> SnapshotMeta {
+        SnapshotMeta { mark: Mark { index, term: 1 }, meta: vec![1, 2, index as u8] }
+    }
+    fn fill(store: &SnapshotStore, index: u64, records: usize) -> Result<()> {
+        let mut w = store.create(&meta(index))?;
+        for i in 0..records {
+            w.push(&vec![i as u8; i * 1000])?;
+        }
+        w.finish()
+    }
+    fn count(store: &SnapshotStore, mark: Mark) -> Result<usize> {
+        let mut r = store.read(mark)?;
+        let mut n = 0;
+        while let Some(record) = r.next_record()? {
+            assert_eq!(record, vec![n as u8; n * 1000]);
+            n += 1;
+        }
+        Ok(n)
+    }
+
+    #[test]
+    fn round_trip_and_the_newest_two_stay() {
+        let tmp = tempfile::tempdir().unwrap();
+        let store = SnapshotStore::open(Arc::new(RealDisk), tmp.path(), id()).unwrap();
+        assert_eq!(store.newest(), None);
+        for index in [5, 9, 12] {
+            fill(&store, index, 80).unwrap();
+        }
+        drop(store.create(&meta(20)).unwrap());
+        let store = SnapshotStore::open(Arc::new(RealDisk), tmp.path(), id()).unwrap();
+        assert_eq!(store.newest(), Some(meta(12).mark));
+        assert_eq!(*store.read(meta(12).mark).unwrap().meta(), meta(12));
+        assert_eq!(count(&store, meta(12).mark).unwrap(), 80);
+        assert_eq!(std::fs::read_dir(tmp.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn every_flipped_byte_is_noticed() {
+        let tmp = tempfile::tempdir().unwrap();
+        let store = SnapshotStore::open(Arc::new(RealDisk), tmp.path(), id()).unwrap();
+        fill(&store, 5, 3).unwrap();
+        let path = tmp.path().join(name(meta(5).mark));
+        let good = std::fs::read(&path).unwrap();
+        for at in (0..good.len()).step_by(7) {
+            let mut bad = good.clone();
+            bad[at] ^= 0x10;
+            std::fs::write(&path, &bad).unwrap();
+            assert!(count(&store, meta(5).mark).is_err(), "byte {at}");
+        }
+        std::fs::write(&path, &good[..good.len() - 30]).unwrap();
+        assert!(count(&store, meta(5).mark).unwrap_err().to_string().contains("the store is damaged"));
+        let other = SnapshotStore::open(Arc::new(RealDisk), tmp.path(), Identity { node: 2, ..id() }).unwrap();
+        std::fs::write(&path, &good).unwrap();
+        assert!(matches!(count(&other, meta(5).mark), Err(StoreError::Foreign { .. })));
+    }
+
+    #[test]
+    fn power_loss_at_every_operation_keeps_a_good_snapshot() {
+        for stop in 0.. {
+            let disk = ScriptedDisk::new(stop);
+            let dir = Path::new("/s");
+            disk.create_dir_all(dir).unwrap();
+            disk.sync_dir(Path::new("/")).unwrap();
+            let store = SnapshotStore::open(Arc::new(disk.clone()), dir, id()).unwrap();
+            fill(&store, 5, 10).unwrap();
+            disk.lose_power_after(stop);
+            let done = fill(&store, 9, 10).is_ok();
+            disk.power_cycle();
+            let store = SnapshotStore::open(Arc::new(disk), dir, id()).unwrap();
+            let newest = store.newest().unwrap();
+            assert_eq!(count(&store, newest).unwrap(), 10);
+            if done {
+                assert_eq!(newest.index, 9);
+                return;
+            }
+        }
+    }
+}

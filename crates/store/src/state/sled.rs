@@ -1,0 +1,262 @@
+//! [`StateStore`] in sled, which is not trusted.
+//!
+//! All calls run on one thread behind a panic boundary. sled's `flush` does not make data durable on Linux, so a second descriptor on its
+//! file is synced after it. Values are split into parts below the size at which sled writes files that it never syncs. The mark carries
+//! count and digest of everything stored: a cache that lost or kept part of a batch is found out at load.
+
+use super::{
+    StateBatch, StateMark, StateStore, check,
+    parts::{digest, part_key, read_part, split, split_key},
+};
+use crate::{
+    codec::{self, Tag},
+    error::{Result, StoreError},
+    types::Mark,
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
+};
+
+const TREE: &str = "state";
+const META_TREE: &str = "meta";
+const MARK_KEY: &[u8] = b"mark";
+const CACHE_BYTES: u64 = 64 << 20;
+const MARK_TAG: Tag = Tag { kind: 0x40, version: 1 };
+
+#[derive(Serialize, Deserialize)]
+struct MarkRecordV1 {
+    index: u64,
+    term: u64,
+    meta: Vec<u8>,
+    count: u64,
+    bytes: u64,
+    digest: u64,
+}
+
+type Job = Box<dyn FnOnce(&mut Db) + Send>;
+
+/// A cache of the applied state in sled.
+pub struct SledState {
+    jobs: Option<mpsc::Sender<Job>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+fn cache(e: impl std::fmt::Display) -> StoreError {
+    StoreError::Cache(e.to_string())
+}
+
+fn guarded<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+        Err(cache(format!("sled panicked: {}", text.unwrap_or_default())))
+    })
+}
+
+impl SledState {
+    /// Opens or makes a cache in a directory of its own.
+    pub fn open(dir: &Path) -> Result<SledState> {
+        let (jobs, todo) = mpsc::channel::<Job>();
+        let (opened, result) = mpsc::sync_channel(1);
+        let dir = dir.to_path_buf();
+        let work = move || {
+            let mut db = match guarded(|| Db::open(&dir)) {
+                Ok(db) => db,
+                Err(e) => {
+                    opened.send(Err(e)).ok();
+                    return;
+                }
+            };
+            opened.send(Ok(())).ok();
+            while let Ok(job) = todo.recv() {
+                job(&mut db);
+            }
+            // sled flushes when it is dropped, and may panic in that.
+            guarded(|| {
+                drop(db);
+                Ok(())
+            })
+            .ok();
+        };
+        let thread = thread::Builder::new().name("ikada-state".to_owned()).spawn(work).map_err(cache)?;
+        result.recv().map_err(|_| cache("its thread ended"))??;
+        Ok(SledState { jobs: Some(jobs), thread: Some(thread) })
+    }
+
+    /// Deletes a cache that is not open, readable or not.
+    pub fn wipe(dir: &Path) -> Result<()> {
+        match fs::remove_dir_all(dir) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(StoreError::io("remove", dir, e)),
+            _ => fs::create_dir_all(dir).map_err(|e| StoreError::io("create", dir, e)),
+        }
+    }
+
+    fn call<T: Send + 'static>(&self, f: impl FnOnce(&mut Db) -> Result<T> + Send + 'static) -> Result<T> {
+        let (answer, result) = mpsc::sync_channel(1);
+        let job: Job = Box::new(move |db| {
+            let out = match &db.broken {
+                Some(reason) => Err(cache(reason)),
+                None => guarded(|| f(db)),
+            };
+            if let Err(e) = &out {
+                db.broken.get_or_insert(e.to_string());
+            }
+            answer.send(out).ok();
+        });
+        let gone = || cache("its thread ended");
+        self.jobs.as_ref().ok_or_else(gone)?.send(job).map_err(|_| gone())?;
+        result.recv().map_err(|_| gone())?
+    }
+}
+
+impl Drop for SledState {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            thread.join().ok();
+        }
+    }
+}
+
+struct Db {
+    dir: PathBuf,
+    db: sled::Db,
+    state: sled::Tree,
+    meta: sled::Tree,
+    /// Kept open, so that errors of write-back are reported to it.
+    file: File,
+    mark: Option<MarkRecordV1>,
+    /// First failure; afterwards nothing is tried, since what sled holds is unknown.
+    broken: Option<String>,
+}
+
+impl Db {
+    fn open(dir: &Path) -> Result<Db> {
+        fs::create_dir_all(dir).map_err(|e| StoreError::io("create", dir, e))?;
+        let db = sled::Config::default()
+            .path(dir)
+            .cache_capacity(CACHE_BYTES)
+            .flush_every_ms(None)
+            .mode(sled::Mode::LowSpace)
+            .temporary(false)
+            .open()
+            .map_err(cache)?;
+        let state = db.open_tree(TREE).map_err(cache)?;
+        let meta = db.open_tree(META_TREE).map_err(cache)?;
+        let path = dir.join("db");
+        let file = File::options().read(true).write(true).open(&path).map_err(|e| StoreError::io("open", &path, e))?;
+        File::open(dir).and_then(|d| d.sync_all()).map_err(|e| StoreError::io("sync", dir, e))?;
+        let mark = match meta.get(MARK_KEY).map_err(cache)? {
+            Some(bytes) => Some(codec::decode(MARK_TAG, &bytes).map_err(cache)?),
+            None => None,
+        };
+        Ok(Db { dir: dir.to_path_buf(), db, state, meta, file, mark, broken: None })
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.db.flush().map_err(cache)?;
+        self.file.sync_data().map_err(|e| StoreError::io("sync", &self.dir, e))?;
+        if fs::read_dir(self.dir.join("blobs")).is_ok_and(|mut entries| entries.next().is_some()) {
+            tracing::error!("{}: sled wrote a blob file, which it never syncs; the cache is not durable", self.dir.display());
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, batch: StateBatch) -> Result<()> {
+        let old = self.mark.take();
+        let (mut count, mut bytes, mut sum) = old.map_or((0, 0, 0), |m| (m.count, m.bytes, m.digest));
+        // The last change of a key counts.
+        let mut changes: BTreeMap<Vec<u8>, Option<Vec<u8>>> = batch.deletes.into_iter().map(|k| (k, None)).collect();
+        changes.extend(batch.puts.into_iter().map(|(k, v)| (k, Some(v))));
+        let mut writes = sled::Batch::default();
+        for (key, value) in &changes {
+            let mut part = 0;
+            let mut parts = 1;
+            while part < parts {
+                let stored_key = part_key(key, part);
+                let Some(stored) = self.state.get(&stored_key).map_err(cache)? else { break };
+                let (n, chunk) = read_part(&stored_key, &stored).map_err(cache)?;
+                if part == 0 {
+                    count = count.saturating_sub(1);
+                    bytes = bytes.saturating_sub(key.len() as u64);
+                }
+                parts = n;
+                bytes = bytes.saturating_sub(chunk.len() as u64);
+                sum ^= digest(&stored_key, &stored);
+                writes.remove(stored_key);
+                part += 1;
+            }
+            if let Some(value) = value {
+                count += 1;
+                bytes += (key.len() + value.len()) as u64;
+                for (stored_key, stored) in split(key, value).map_err(cache)? {
+                    sum ^= digest(&stored_key, &stored);
+                    writes.insert(stored_key, stored);
+                }
+            }
+        }
+        let StateMark { mark, meta } = batch.mark;
+        let record = MarkRecordV1 { index: mark.index, term: mark.term, meta, count, bytes, digest: sum };
+        self.state.apply_batch(writes).map_err(cache)?;
+        self.meta.insert(MARK_KEY, codec::encode(MARK_TAG, &record).map_err(cache)?).map_err(cache)?;
+        self.sync()?;
+        self.mark = Some(record);
+        Ok(())
+    }
+
+    fn load(&self) -> Result<Option<(StateMark, BTreeMap<Vec<u8>, Vec<u8>>)>> {
+        let Some(mark) = &self.mark else { return Ok(None) };
+        let mut map: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
+        let mut open: Option<(Vec<u8>, u16, u16)> = None;
+        let mut sum = 0;
+        for pair in self.state.iter() {
+            let (stored_key, stored) = pair.map_err(cache)?;
+            sum ^= digest(&stored_key, &stored);
+            let (key, part) = split_key(&stored_key).map_err(cache)?;
+            let (parts, chunk) = read_part(&stored_key, &stored).map_err(cache)?;
+            let follows = match &open {
+                Some((k, next, all)) if next < all => k == key && part == *next && parts == *all,
+                _ => part == 0,
+            };
+            if !follows || parts == 0 {
+                return Err(cache("a part of a value is missing"));
+            }
+            map.entry(key.to_vec()).or_default().extend(chunk);
+            open = Some((key.to_vec(), part + 1, parts));
+        }
+        if open.is_some_and(|(_, next, all)| next != all) || map.len() as u64 != mark.count || sum != mark.digest {
+            return Err(cache("its contents are not those of its mark"));
+        }
+        let mark = StateMark { mark: Mark { index: mark.index, term: mark.term }, meta: mark.meta.clone() };
+        Ok(Some((mark, map)))
+    }
+
+    fn clear(&mut self) -> Result<()> {
+        self.mark = None;
+        self.meta.clear().map_err(cache)?;
+        self.state.clear().map_err(cache)?;
+        self.sync()
+    }
+}
+
+impl StateStore for SledState {
+    fn apply(&self, batch: StateBatch) -> Result<()> {
+        check(&batch)?;
+        self.call(move |db| db.apply(batch))
+    }
+    fn load(&self) -> Result<Option<(StateMark, BTreeMap<Vec<u8>, Vec<u8>>)>> {
+        self.call(|db| db.load())
+    }
+    fn clear(&self) -> Result<()> {
+        self.call(Db::clear)
+    }
+    fn usage(&self) -> Result<(u64, u64)> {
+        self.call(|db| Ok((db.db.size_on_disk().map_err(cache)?, db.mark.as_ref().map_or(0, |m| m.bytes))))
+    }
+}
