@@ -87,6 +87,11 @@ pub trait Session: Send + Sync + 'static {
     fn on_nack(&self, nack: &Nack<'_>) {
         let _ = nack;
     }
+    /// Everything of the snapshot with this [`Snapshot::digest`] that the client asked for is acknowledged. Called once per snapshot, also when
+    /// nothing of it had to be sent; not for a snapshot that a newer one overtook or that was rejected in part.
+    fn on_synced(&self, digest: u64) {
+        let _ = digest;
+    }
     /// A response has not been answered for [`crate::Options::ack_timeout`]. Called once per response. The stream goes on, and waits.
     fn on_unacknowledged(&self, late: &Unacknowledged<'_>) {
         let _ = late;
