@@ -70,20 +70,25 @@ pub fn match_kind<'a>(
             Err(e) => t.warnings.push(unresolved(&e)),
         }
     }
+    // By hostname Kuma keeps the order of the list, which is that of names: visible where listeners differ in hostname only.
+    let mut by_hostname: BTreeMap<ListenerKey, Vec<&Arc<Resource>>> = BTreeMap::new();
+    for (policy, _, s) in &selected {
+        for l in &s.gateway_listeners {
+            push_once(by_hostname.entry(l.clone()).or_default(), policy);
+        }
+    }
     let selected =
         order::stable_sort(selected, |a, b| order::policies((a.0, &a.1.target_ref), (b.0, &b.1.target_ref)));
     let Some(info) = selected.first().and_then(|(p, ..)| p.kind().descriptor().policy) else { return t };
 
     let mut by_inbound: BTreeMap<InboundKey, Vec<&Arc<Resource>>> = BTreeMap::new();
     let mut by_listener: BTreeMap<InboundKey, Vec<&Arc<Resource>>> = BTreeMap::new();
-    let mut by_hostname: BTreeMap<ListenerKey, Vec<&Arc<Resource>>> = BTreeMap::new();
     for (policy, _, s) in &selected {
         let mut add = |key: &InboundKey| push_once(by_inbound.entry(key.clone()).or_default(), policy);
         s.inbounds.iter().for_each(&mut add);
         s.gateway_listeners.iter().for_each(|l| add(&l.listener));
         for l in &s.gateway_listeners {
             push_once(by_listener.entry(l.listener.clone()).or_default(), policy);
-            push_once(by_hostname.entry(l.clone()).or_default(), policy);
         }
     }
     t.policies = selected.iter().map(|(p, ..)| (*p).clone()).collect();

@@ -126,7 +126,7 @@ mod tests {
         fn sorts_like_the_standard_sort(v in prop::collection::vec(0u8..10, 0..100)) {
             let items: Vec<(u8, usize)> = v.iter().copied().zip(0..).collect();
             let mut want = items.clone();
-            want.sort_by(|a, b| a.0.cmp(&b.0));
+            want.sort_by_key(|x| x.0);
             prop_assert_eq!(stable_sort(items, |a, b| a.0.cmp(&b.0)), want);
         }
         #[test]
