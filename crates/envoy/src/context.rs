@@ -4,7 +4,10 @@ use bytes::Bytes;
 use ikada_model::Resource;
 use ikada_world::World;
 use serde_json::Value;
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// Type URLs of the resources that are generated, in the order in which they are sent.
 pub mod type_urls {
@@ -51,12 +54,15 @@ pub struct Settings {
     /// Fallback for the readiness port when the proxy sent none (`bootstrapServer.params.readinessPort`); 0 = no fallback, which is an error
     /// of generation.
     pub readiness_port: u32,
+    /// DNS names in addresses of dataplanes → IP, as the control plane resolved them. A name that is not here is unresolvable: such an
+    /// instance is left out of endpoints.
+    pub hosts: BTreeMap<String, String>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         let cidrs = ["10.0.0.0/8", "192.168.0.0/16", "172.16.0.0/12", "fc00::/7", "fd00::/8", "127.0.0.1/32", "::1/128"];
-        Settings { zone: "default".into(), known_internal_cidrs: cidrs.map(str::to_owned).to_vec(), readiness_port: 0 }
+        Settings { zone: "default".into(), known_internal_cidrs: cidrs.map(str::to_owned).to_vec(), readiness_port: 0, hosts: BTreeMap::new() }
     }
 }
 
@@ -236,16 +242,4 @@ pub enum GenerateError {
         /// Cause.
         message: String,
     },
-}
-
-
-/// Everything that one proxy gets, ordered by type (as [`type_urls::ALL`]) and name.
-///
-/// Errors leave nothing half-made: the caller keeps what the proxy has.
-pub fn generate(context: &ProxyContext<'_>) -> Result<Vec<Generated>, GenerateError> {
-    Err(GenerateError::Unsupported {
-        mesh: context.dataplane.mesh().to_owned(),
-        dataplane: context.dataplane.name().to_owned(),
-        feature: "generation".to_owned(),
-    })
 }

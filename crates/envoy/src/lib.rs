@@ -3,11 +3,27 @@
 //! Pure: reads no clock, environment, randomness or files. The same world and proxy give byte-identical resources in every process, so a
 //! resource's [`Generated::version`] is the same on every node (reference: Kuma 2.14.3 data-plane contract, §5).
 
+mod admin;
 pub mod bootstrap;
 mod context;
+mod contrib;
+mod destination;
 pub mod encode;
+mod endpoints;
+mod generate;
+mod hcm;
+mod inbound;
 pub mod json;
+mod naming;
+mod outbound;
+mod plugins;
+mod proto;
+mod resources;
+mod tls;
+mod view;
 
 pub use context::{
-    GenerateError, Generated, ProxyContext, ProxyMetadata, ProxySecrets, Settings, TransparentProxyMetadata, generate, type_urls,
+    GenerateError, Generated, ProxyContext, ProxyMetadata, ProxySecrets, Settings, TransparentProxyMetadata, type_urls,
 };
+pub use generate::generate;
+pub use view::{config_view, json_patch_diff};

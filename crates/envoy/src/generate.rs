@@ -1,0 +1,71 @@
+//! The order in which a sidecar's resources are made (data-plane contract §5.1; policy contract §2).
+
+use crate::{
+    admin,
+    context::{GenerateError, Generated, ProxyContext},
+    destination::Frame,
+    inbound,
+    naming::Naming,
+    outbound,
+    plugins::{circuit_breaker, http_route, retry, tcp_route, timeout, traffic_permission},
+    resources::ResourceSet,
+    tls,
+};
+use ikada_model::{Dataplane, Kind, Mesh, mesh::MeshServicesMode};
+use ikada_policy::{MatchOptions, match_policies};
+
+/// Everything that one proxy gets, ordered by type (as [`crate::type_urls::ALL`]) and name.
+///
+/// Errors leave nothing half-made: the caller keeps what the proxy has.
+pub fn generate(context: &ProxyContext<'_>) -> Result<Vec<Generated>, GenerateError> {
+    let resource = context.dataplane;
+    let mesh_name = resource.mesh();
+    let dataplane = resource
+        .view::<Dataplane>()
+        .ok_or_else(|| GenerateError::Invalid { resource: resource.key.to_string(), message: "its spec cannot be read".into() })?;
+    let stored = context.world.mesh(mesh_name).ok_or_else(|| GenerateError::NoMesh(mesh_name.to_owned()))?;
+    let mesh = stored
+        .view::<Mesh>()
+        .ok_or_else(|| GenerateError::Invalid { resource: stored.key.to_string(), message: "its spec cannot be read".into() })?;
+    let exclusive = mesh.mesh_services.mode == MeshServicesMode::Exclusive;
+    let naming = Naming { unified: exclusive && context.metadata.has_feature("feature-unified-resource-naming") };
+    let frame = Frame { context, dataplane, mesh_name, mesh, naming };
+    supported(&frame)?;
+
+    let mut set = ResourceSet::default();
+    admin::generate(&frame, &mut set)?;
+    inbound::generate(&frame, &mut set, false)?;
+
+    let matched = match_policies(context.world, resource, &MatchOptions { include_shadow: context.include_shadow, ..Default::default() });
+    let http_routes = matched.of(Kind::MeshHTTPRoute);
+    for o in outbound::explicit(&frame)? {
+        if !http_route::add(&frame, &mut set, http_routes, &o)? {
+            tcp_route::add(&frame, &mut set, &o);
+        }
+    }
+    timeout::apply(&frame, &mut set, matched.of(Kind::MeshTimeout));
+    traffic_permission::apply(&frame, &mut set, matched.of(Kind::MeshTrafficPermission));
+    circuit_breaker::apply(&frame, &mut set, matched.of(Kind::MeshCircuitBreaker));
+    retry::apply(&frame, &mut set, matched.of(Kind::MeshRetry));
+    tls::add_secrets(&mut set, naming, mesh_name, context.secrets)?;
+    set.finish()
+}
+
+/// Refuses what would come out silently wrong.
+fn supported(frame: &Frame<'_>) -> Result<(), GenerateError> {
+    let networking = &frame.dataplane.networking;
+    let meta = frame.context.metadata;
+    if meta.proxy_type != "dataplane" && !meta.proxy_type.is_empty() {
+        return Err(frame.unsupported(&format!("proxy type {:?}", meta.proxy_type)));
+    }
+    if frame.dataplane.is_builtin_gateway() {
+        return Err(frame.unsupported("a builtin gateway"));
+    }
+    if !networking.listeners.is_empty() {
+        return Err(frame.unsupported("a zone proxy listener"));
+    }
+    if meta.has_feature("feature-bind-outbounds") {
+        return Err(frame.unsupported("feature-bind-outbounds"));
+    }
+    Ok(())
+}

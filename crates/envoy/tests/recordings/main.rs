@@ -1,0 +1,4 @@
+//! Generation judged by what a stock Kuma 2.14.3 was recorded to generate, and by its own test data.
+
+mod common;
+mod live;
