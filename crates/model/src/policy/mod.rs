@@ -1,11 +1,18 @@
 //! Kinds with a `spec` body: their schemas, validators and deprecation warnings, and typed readings of their confs
 //! (reference: Kuma 2.14.3 policy contract, §1.1–1.3, 3.5, 4).
 //!
-//! A kind is a [`KindSpec`]: a schema (data) and a validator on the canonical spec. Shared parts: [`target_ref`],
+//! A kind is a [`KindSpec`]: a schema (data) and a validator on the canonical spec. Shared parts: [`target_ref`], [`matches`],
 //! [`common`].
 
+pub mod circuit_breaker;
 pub mod common;
+pub mod http_route;
+pub mod matches;
+pub mod mesh_service;
+pub mod retry;
 pub mod target_ref;
+pub mod timeout;
+pub mod traffic_permission;
 
 use crate::{
     go,
@@ -54,7 +61,8 @@ pub fn kind_spec(kind: Kind) -> Option<&'static KindSpec> {
     KINDS.iter().copied().find(|k| k.kind == kind)
 }
 
-static KINDS: &[&KindSpec] = &[];
+static KINDS: &[&KindSpec] =
+    &[&http_route::KIND, &timeout::KIND, &traffic_permission::KIND, &circuit_breaker::KIND, &retry::KIND, &mesh_service::KIND];
 
 /// Decodes the whole body of a write (`type`, `name`, `spec`, ...) as Kuma does before it looks at the meta: schema defaults, schema
 /// checks, canonical form, the kind's validator with empty meta. Returns the canonical spec. `None` when `kind` has no [`KindSpec`].
