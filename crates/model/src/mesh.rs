@@ -3,6 +3,7 @@
 use crate::{kind::Kind, resource::View};
 use serde::Deserialize;
 use serde_json::Value;
+use std::time::Duration;
 
 /// A mesh.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -160,4 +161,38 @@ pub fn builtin_ca_cert_secret(mesh: &str, backend: &str) -> String {
 /// Name of the Secret with a builtin backend's CA key.
 pub fn builtin_ca_key_secret(mesh: &str, backend: &str) -> String {
     format!("{mesh}.ca-builtin-key-{backend}")
+}
+
+/// A span with one unit, `^(\d+)(y|w|d|h|m|s|ms)$`, or `0`. A year has 365 days. `None` when it is not of that form or too long.
+pub fn parse_lifetime(text: &str) -> Option<Duration> {
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
+    let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
+    let millis: u64 = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        "w" => 7 * 86_400_000,
+        "y" => 365 * 86_400_000,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(millis).map(Duration::from_millis)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lifetimes() {
+        for (text, secs) in [("0", 0), ("0s", 0), ("1d", 86_400), ("2y", 2 * 365 * 86_400), ("1w", 604_800), ("5000ms", 5)] {
+            assert_eq!(parse_lifetime(text), Some(Duration::from_secs(secs)), "{text}");
+        }
+        for bad in ["", "1", "d", "1d2h", "-1d", "1.5h", "99999999999999999999y", "9999999999999999y"] {
+            assert_eq!(parse_lifetime(bad), None, "{bad}");
+        }
+    }
 }

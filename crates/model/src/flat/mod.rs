@@ -2,7 +2,12 @@
 //!
 //! A kind is a table of fields ([`proto::Message`]), a validator and, for a few, defaults: see [`FlatKind`].
 
+pub mod ca;
+pub mod checks;
 pub mod dataplane;
+pub mod insight;
+pub mod mesh;
+pub mod metrics;
 pub mod proto;
 
 use crate::{kind::Kind, policy::ValidateContext, rest::META_KEYS, violation::Violations};
@@ -33,28 +38,31 @@ const fn no_rules(_: &ValidateContext<'_>, _: &Value, _: &mut Violations) {}
 
 /// The table of a kind; `None` when it is not flat or not implemented.
 pub fn flat_kind(kind: Kind) -> Option<&'static FlatKind> {
+    static MESH: FlatKind = FlatKind { message: &mesh::MESH, validate: mesh::validate, default: Some(mesh::default_spec) };
+    static DATAPLANE: FlatKind = FlatKind { message: &dataplane::DATAPLANE, validate: dataplane::validate, default: None };
+    static DATAPLANE_INSIGHT: FlatKind = FlatKind { message: &insight::DATAPLANE_INSIGHT, validate: no_rules, default: None };
+    static ZONE: FlatKind = FlatKind { message: &system::ZONE, validate: no_rules, default: None };
+    static ZONE_INSIGHT: FlatKind = FlatKind { message: &insight::ZONE_INSIGHT, validate: no_rules, default: None };
+    static SECRET: FlatKind = FlatKind { message: &system::SECRET, validate: no_rules, default: None };
+    static CONFIG: FlatKind = FlatKind { message: &system::CONFIG, validate: no_rules, default: None };
     match kind {
-        Kind::Secret | Kind::GlobalSecret => Some(&SECRET),
+        Kind::Mesh => Some(&MESH),
+        Kind::Dataplane => Some(&DATAPLANE),
+        Kind::DataplaneInsight => Some(&DATAPLANE_INSIGHT),
         Kind::Zone => Some(&ZONE),
+        Kind::ZoneInsight => Some(&ZONE_INSIGHT),
+        Kind::Secret | Kind::GlobalSecret => Some(&SECRET),
         Kind::Config => Some(&CONFIG),
         _ => None,
     }
 }
 
-use proto::{Message, Type, field};
+/// Zone, secrets and control-plane state (§8.4). They have no rules of their own.
+mod system {
+    use super::proto::{Message, Type, field};
 
-static SECRET: FlatKind = FlatKind {
-    message: &Message { name: "kuma.system.v1alpha1.Secret", fields: &[field("data", Type::BytesValue)] },
-    validate: no_rules,
-    default: None,
-};
-static ZONE: FlatKind = FlatKind {
-    message: &Message { name: "kuma.system.v1alpha1.Zone", fields: &[field("enabled", Type::BoolValue)] },
-    validate: no_rules,
-    default: None,
-};
-static CONFIG: FlatKind = FlatKind {
-    message: &Message { name: "kuma.system.v1alpha1.Config", fields: &[field("config", Type::String)] },
-    validate: no_rules,
-    default: None,
-};
+    /// `enabled` unset = true.
+    pub static ZONE: Message = Message { name: "kuma.system.v1alpha1.Zone", fields: &[field("enabled", Type::BoolValue)] };
+    pub static SECRET: Message = Message { name: "kuma.system.v1alpha1.Secret", fields: &[field("data", Type::BytesValue)] };
+    pub static CONFIG: Message = Message { name: "kuma.system.v1alpha1.Config", fields: &[field("config", Type::String)] };
+}
