@@ -20,6 +20,7 @@ pub mod rest;
 pub mod schema;
 pub mod time;
 pub mod violation;
+pub mod yaml;
 
 pub use dataplane::Dataplane;
 pub use decode::{DecodeError, Decoded};
