@@ -32,6 +32,9 @@ pub(crate) fn generate(frame: &Frame<'_>, set: &mut ResourceSet) -> Result<(), G
     };
     let admin = if meta.admin_socket_path.is_empty() { socket(admin_address, meta.admin_port) } else { pipe(&meta.admin_socket_path) };
     set.add_cluster(static_cluster(&naming.admin(), admin, Part::System));
+    let networking = &frame.dataplane.networking;
+    let address = resolve(context.settings, &networking.address)
+        .ok_or_else(|| frame.invalid(format!("address {:?} is not an IP address and could not be resolved", networking.address)))?;
     let readiness = if meta.has_feature("feature-readiness-unix-socket") {
         let workdir = meta.workdir.trim_end_matches('/');
         pipe(&if workdir.is_empty() { READINESS_SOCKET.to_owned() } else { format!("{workdir}/{READINESS_SOCKET}") })
@@ -40,13 +43,11 @@ pub(crate) fn generate(frame: &Frame<'_>, set: &mut ResourceSet) -> Result<(), G
         if port == 0 || port > 65535 {
             return Err(frame.invalid("ReadinessPort has to be in (0, 65535] range"));
         }
-        socket(admin_address, port)
+        // With the admin on a socket the reporter listens on the loopback of the proxy's address family.
+        let on_socket = !meta.admin_socket_path.is_empty() && meta.admin_address.is_empty();
+        socket(if on_socket && address.contains(':') { "::1" } else { admin_address }, port)
     };
     set.add_cluster(static_cluster(&naming.readiness(), readiness, Part::System));
-
-    let networking = &frame.dataplane.networking;
-    let address =
-        resolve(context.settings, &networking.address).ok_or_else(|| frame.invalid(format!("address {:?} is not an IP address and could not be resolved", networking.address)))?;
     if address == admin_address {
         return Ok(());
     }

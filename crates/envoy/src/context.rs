@@ -57,12 +57,20 @@ pub struct Settings {
     /// DNS names in addresses of dataplanes → IP, as the control plane resolved them. A name that is not here is unresolvable: such an
     /// instance is left out of endpoints.
     pub hosts: BTreeMap<String, String>,
+    /// `dnsServer.domain`: suffix of the names of legacy services.
+    pub dns_domain: String,
+    /// `dnsServer.serviceVipPort`: port of the outbounds of legacy services under transparent proxying.
+    pub service_vip_port: u32,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         let cidrs = ["10.0.0.0/8", "192.168.0.0/16", "172.16.0.0/12", "fc00::/7", "fd00::/8", "127.0.0.1/32", "::1/128"];
-        Settings { zone: "default".into(), known_internal_cidrs: cidrs.map(str::to_owned).to_vec(), readiness_port: 0, hosts: BTreeMap::new() }
+        Settings { zone: "default".into(), known_internal_cidrs: cidrs.map(str::to_owned).to_vec(), readiness_port: 0,
+            hosts: BTreeMap::new(),
+            dns_domain: "mesh".into(),
+            service_vip_port: 80,
+        }
     }
 }
 

@@ -219,7 +219,7 @@ impl Destination {
 }
 
 /// A kind that can be a destination.
-fn service_kind(name: &str) -> Option<Kind> {
+pub(crate) fn service_kind(name: &str) -> Option<Kind> {
     Kind::by_name(name).filter(|k| k.descriptor().is_destination())
 }
 

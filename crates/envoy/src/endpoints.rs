@@ -52,7 +52,7 @@ pub(crate) fn of_mesh_service(world: &World, settings: &Settings, mesh: &Mesh, s
         let Some(dp) = r.view::<Dataplane>() else { return };
         for inbound in &dp.networking.inbound {
             if leads_here(inbound) && inbound.is_healthy() && tags.iter().all(|(k, v)| inbound.tags.get(k) == Some(v)) {
-                push(&mut out, settings, mesh, r, dp, inbound, true);
+                push(&mut out, settings, mesh, r, dp, inbound);
             }
         }
     };
@@ -82,14 +82,14 @@ pub(crate) fn of_tags(world: &World, settings: &Settings, mesh: &Mesh, mesh_name
         for inbound in &dp.networking.inbound {
             let wanted = tags.iter().all(|(k, v)| v == "*" && inbound.tags.contains_key(k) || inbound.tags.get(k) == Some(v));
             if wanted && inbound.is_healthy() {
-                push(&mut out, settings, mesh, r, dp, inbound, false);
+                push(&mut out, settings, mesh, r, dp, inbound);
             }
         }
     }
     out
 }
 
-fn push(out: &mut Localities, settings: &Settings, mesh: &Mesh, r: &Resource, dp: &Dataplane, inbound: &Inbound, real: bool) {
+fn push(out: &mut Localities, settings: &Settings, mesh: &Mesh, r: &Resource, dp: &Dataplane, inbound: &Inbound) {
     if inbound.port == PLACEHOLDER_PORT {
         return;
     }
@@ -104,7 +104,7 @@ fn push(out: &mut Localities, settings: &Settings, mesh: &Mesh, r: &Resource, dp
         metadata.filter_metadata.insert("envoy.lb".to_owned(), fields.clone());
         metadata.filter_metadata.insert("envoy.transport_socket_match".to_owned(), fields);
     }
-    if real && !r.labels.is_empty() {
+    if !r.labels.is_empty() {
         metadata.filter_metadata.insert("io.kuma.labels".to_owned(), string_struct(&r.labels));
     }
     let endpoint = Endpoint { address: socket(address, inbound.port), ..Default::default() };

@@ -4,12 +4,14 @@ use crate::{
     admin,
     context::{GenerateError, Generated, ProxyContext},
     destination::Frame,
+    dynamic_config::DynamicConfig,
     inbound,
     naming::Naming,
     outbound,
     plugins::{circuit_breaker, http_route, retry, tcp_route, timeout, traffic_permission},
     resources::ResourceSet,
     tls,
+    transparent::{Transparent, virtual_outbounds},
 };
 use ikada_model::{Dataplane, Kind, Mesh, mesh::MeshServicesMode};
 use ikada_policy::{MatchOptions, match_policies};
@@ -33,12 +35,23 @@ pub fn generate(context: &ProxyContext<'_>) -> Result<Vec<Generated>, GenerateEr
     supported(&frame)?;
 
     let mut set = ResourceSet::default();
+    let mut dynamic = DynamicConfig::default();
+    let transparent = Transparent::of(&frame);
     admin::generate(&frame, &mut set)?;
-    inbound::generate(&frame, &mut set, false)?;
+    let outbounds = match transparent {
+        None => outbound::explicit(&frame)?,
+        Some(t) => {
+            let (outbounds, domains) = virtual_outbounds(&frame);
+            t.generate(&frame, &mut set);
+            t.dns(&frame, &mut set, &mut dynamic, &domains);
+            outbounds
+        }
+    };
+    inbound::generate(&frame, &mut set, transparent.is_some())?;
 
     let matched = match_policies(context.world, resource, &MatchOptions { include_shadow: context.include_shadow, ..Default::default() });
     let http_routes = matched.of(Kind::MeshHTTPRoute);
-    for o in outbound::explicit(&frame)? {
+    for o in outbounds {
         if !http_route::add(&frame, &mut set, http_routes, &o)? {
             tcp_route::add(&frame, &mut set, &o);
         }
@@ -47,6 +60,7 @@ pub fn generate(context: &ProxyContext<'_>) -> Result<Vec<Generated>, GenerateEr
     traffic_permission::apply(&frame, &mut set, matched.of(Kind::MeshTrafficPermission));
     circuit_breaker::apply(&frame, &mut set, matched.of(Kind::MeshCircuitBreaker));
     retry::apply(&frame, &mut set, matched.of(Kind::MeshRetry));
+    dynamic.generate(&frame, &mut set);
     tls::add_secrets(&mut set, naming, mesh_name, context.secrets)?;
     set.finish()
 }
@@ -63,6 +77,10 @@ fn supported(frame: &Frame<'_>) -> Result<(), GenerateError> {
     }
     if !networking.listeners.is_empty() {
         return Err(frame.unsupported("a zone proxy listener"));
+    }
+    let access = |t: &ikada_model::dataplane::TransparentProxying| !t.direct_access_services.is_empty();
+    if networking.transparent_proxying.as_ref().is_some_and(access) {
+        return Err(frame.unsupported("directAccessServices"));
     }
     if meta.has_feature("feature-bind-outbounds") {
         return Err(frame.unsupported("feature-bind-outbounds"));

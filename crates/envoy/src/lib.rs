@@ -8,6 +8,7 @@ pub mod bootstrap;
 mod context;
 mod contrib;
 mod destination;
+mod dynamic_config;
 pub mod encode;
 mod endpoints;
 mod generate;
@@ -20,6 +21,7 @@ mod plugins;
 mod proto;
 mod resources;
 mod tls;
+mod transparent;
 mod view;
 
 pub use context::{

@@ -47,6 +47,14 @@ impl Naming {
             _ => format!("outbound:{}", host_port(address, port)),
         }
     }
+    /// DNS listener.
+    pub(crate) fn dns(self) -> String {
+        self.pick("kuma:dns", "system_dns")
+    }
+    /// Dynamic config listener.
+    pub(crate) fn dynamic_config(self) -> String {
+        self.pick("_kuma:dynamicconfig", "system_dynamicconfig")
+    }
     /// Passthrough cluster and listener, `direction` `inbound` or `outbound`, `family` `ipv4` or `ipv6`.
     pub(crate) fn passthrough(self, direction: &str, family: &str) -> String {
         if self.unified { format!("self_transparentproxy_passthrough_{direction}_{family}") } else { format!("{direction}:passthrough:{family}") }

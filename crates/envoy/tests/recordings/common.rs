@@ -1,6 +1,6 @@
 //! Finding and reading the recordings and conformance cases.
 
-use ikada_model::{Kind, Labels, Resource, labels, rest};
+use ikada_model::{Key, Kind, Labels, Resource, labels, rest};
 use ikada_world::{Command, EntryMeta, Op, Put, World};
 use serde_json::Value;
 use std::{
@@ -73,6 +73,11 @@ impl Filler {
         let status = (!r.status.is_empty()).then(|| r.status.clone());
         let put = Put { status, times: Some((r.creation_time, r.modification_time)), ..Put::new(r.key, r.labels, r.spec) };
         self.apply(Op::Put(put));
+    }
+    /// Removes a resource of mesh `default`.
+    pub fn delete(&mut self, kind: Kind, name: &str) {
+        self.index += 1;
+        self.apply(Op::Delete { key: Key::new(kind, "default", name), expect: ikada_world::Expect::Any });
     }
     fn apply(&mut self, op: Op) {
         let mut id = [0; 16];

@@ -19,15 +19,24 @@ fn metadata(name: &str, readiness: u32) -> ProxyMetadata {
     }))
 }
 
-/// Mesh, default policies and generated services as recorded, dataplanes and the scenario's own resources as applied.
-fn world(live: &Path, scenario: Option<&str>) -> World {
+/// Mesh and default policies as recorded.
+fn base(live: &Path) -> Filler {
     let mut w = Filler::default();
     let rest = live.join("01-defaults/rest");
     w.put(&recorded(&rest.join("mesh.txt")));
-    for list in ["meshcircuitbreakers", "meshretries", "meshtimeouts", "meshtrafficpermissions", "meshservices"] {
+    for list in ["meshcircuitbreakers", "meshretries", "meshtimeouts", "meshtrafficpermissions"] {
         for item in recorded(&rest.join(format!("{list}.txt")))["items"].as_array().unwrap() {
             w.put(item);
         }
+    }
+    w
+}
+
+/// The base, services as recorded, dataplanes and the scenario's own resources as applied.
+fn world(live: &Path, scenario: Option<&str>) -> World {
+    let mut w = base(live);
+    for item in recorded(&live.join("01-defaults/rest/meshservices.txt"))["items"].as_array().unwrap() {
+        w.put(item);
     }
     for input in ["cli", "web", "permit-all"].into_iter().chain(scenario) {
         for body in yaml(&live.join(format!("inputs/{input}.yaml"))) {
@@ -48,13 +57,52 @@ fn view(world: &World, name: &str, metadata: &ProxyMetadata) -> Value {
     config_view(&generate(&context).unwrap()).unwrap()
 }
 
+/// As kuma-dp with transparent proxying and CoreDNS.
+fn transparent_metadata(name: &str, readiness: u32) -> ProxyMetadata {
+    ProxyMetadata { dns_port: 15054, ..metadata(name, readiness) }
+}
+
+/// MeshServices as the generator and the allocator made them while 09 and 10 were recorded: addresses in the order web, db, cli.
+fn with_virtual_addresses(w: &mut Filler) {
+    for (i, (name, port, section, protocol)) in
+        [("web", 21000, "http", "http"), ("db", 21020, "tcp", "tcp"), ("cli", 21010, "21010", "http")].iter().enumerate()
+    {
+        w.put(&json!({
+            "type": "MeshService", "mesh": "default", "name": name,
+            "labels": {"kuma.io/display-name": name, "kuma.io/env": "universal", "kuma.io/managed-by": "meshservice-generator",
+                "kuma.io/mesh": "default", "kuma.io/origin": "zone", "kuma.io/zone": "default"},
+            "spec": {
+                "state": "Available", "selector": {"dataplaneTags": {"kuma.io/service": name}},
+                "ports": [{"name": section, "port": port, "targetPort": port, "appProtocol": protocol}],
+                "identities": [{"type": "ServiceTag", "value": name}]},
+            "status": {"addresses": [{"hostname": format!("{name}.svc.mesh.local")}], "vips": [{"ip": format!("241.0.0.{i}")}],
+                "tls": {"status": "Ready"}},
+        }));
+    }
+}
+
+fn transparent(live: &Path, cli: &str) -> Filler {
+    let mut w = base(live);
+    with_virtual_addresses(&mut w);
+    for input in ["transparent/web", "transparent/db", cli, "permit-all"] {
+        for body in yaml(&live.join(format!("inputs/{input}.yaml"))) {
+            w.put_in_zone(&body, "default");
+        }
+    }
+    w
+}
+
 fn check(scenario: &str, input: Option<&str>) {
     let Some(live) = corpus("IKADA_LIVE_DIR", "live") else { return };
-    let world = world(&live, input);
+    let proxies = [("cli", metadata("cli", 9912)), ("web", metadata("web", 9911))];
+    compare(&live, scenario, &world(&live, input), &proxies);
+}
+
+fn compare(live: &Path, scenario: &str, world: &World, proxies: &[(&str, ProxyMetadata)]) {
     let mut wrong = Vec::new();
-    for (name, port) in [("cli", 9912), ("web", 9911)] {
+    for (name, metadata) in proxies {
         let want = recorded(&live.join(scenario).join(format!("{name}._config.json")));
-        let got = view(&world, name, &metadata(name, port));
+        let got = view(world, name, metadata);
         assert!(want["xds"].as_object().is_some_and(|t| t.len() >= 2), "{scenario}: the recording is empty");
         differences(name, &got["xds"], &want["xds"], &mut wrong);
     }
@@ -92,4 +140,31 @@ fn permissive_mtls() {
 #[test]
 fn no_mtls() {
     check("08-no-mtls", Some("08-no-mtls"));
+}
+
+#[test]
+fn transparent_proxying() {
+    let Some(live) = corpus("IKADA_LIVE_DIR", "live") else { return };
+    let world = transparent(&live, "transparent/cli").world();
+    let proxies = [("cli", 9912), ("web", 9911), ("db", 9913)].map(|(n, p)| (n, transparent_metadata(n, p)));
+    compare(&live, "09-transparent", &world, &proxies);
+}
+#[test]
+fn reachable_backends() {
+    let Some(live) = corpus("IKADA_LIVE_DIR", "live") else { return };
+    let world = transparent(&live, "transparent/cli-reach").world();
+    compare(&live, "10-reachable-backends", &world, &[("cli", transparent_metadata("cli", 9912))]);
+}
+#[test]
+fn reachable_services() {
+    let Some(live) = corpus("IKADA_LIVE_DIR", "live") else { return };
+    let mut w = transparent(&live, "transparent/cli-reach-services");
+    w.put(&json!({"type": "Mesh", "name": "default", "mtls": {"enabledBackend": "ca-1", "backends": [{"name": "ca-1", "type": "builtin"}]}}));
+    for service in ["web", "db", "cli"] {
+        w.delete(Kind::MeshService, service);
+    }
+    let vips = json!({"0:cli": {"address": "240.0.0.0", "outbounds": [{"Port": 0, "TagSet": {"kuma.io/service": "cli"}, "Origin": "service"}]},
+        "0:web": {"address": "240.0.0.2", "outbounds": [{"Port": 0, "TagSet": {"kuma.io/service": "web"}, "Origin": "service"}]}});
+    w.put(&json!({"type": "Config", "name": "kuma-default-dns-vips", "config": vips.to_string()}));
+    compare(&live, "12-reachable-services", &w.world(), &[("cli", transparent_metadata("cli", 9912))]);
 }
