@@ -188,7 +188,7 @@ fn escape(text: &str, out: &mut String) {
     }
 }
 
-fn write<'v>(nodes: &[Node<'_>], stack: &mut Vec<&'v Value>, out: &mut String) -> Result<(), MustacheError> {
+fn write(nodes: &[Node<'_>], stack: &mut Vec<&Value>, out: &mut String) -> Result<(), MustacheError> {
     for node in nodes {
         if out.len() > MAX_OUTPUT {
             return Err(MustacheError { line: 1, reason: format!("the result is longer than {MAX_OUTPUT} bytes") });
