@@ -12,15 +12,17 @@ use std::{
     time::Duration,
 };
 
-/// A folder beside the workspace (or named by `variable`); `None`, with the reason printed, where it is absent. In CI it must be there.
-fn corpus(variable: &str, name: &str) -> Option<PathBuf> {
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared").join(name);
-    let dir = std::env::var_os(variable).map_or(beside, PathBuf::from);
+/// The folder `name` beside the conformance corpus, which `IKADA_CONFORMANCE_DIR` names, else `../shared/conformance` of the workspace. `None`, with
+/// the reason printed, where it is absent. In CI it must be there.
+fn corpus(name: &str) -> Option<PathBuf> {
+    let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/conformance");
+    let conformance = std::env::var_os("IKADA_CONFORMANCE_DIR").map_or(default, PathBuf::from);
+    let dir = conformance.join("..").join(name);
     if dir.is_dir() {
         return Some(dir);
     }
-    assert!(std::env::var("CI").as_deref() != Ok("true"), "{} is missing; set {variable}", dir.display());
-    println!("skipped: {} is missing; set {variable}", dir.display());
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "{} is missing; set IKADA_CONFORMANCE_DIR", dir.display());
+    println!("skipped: {} is missing; set IKADA_CONFORMANCE_DIR", dir.display());
     None
 }
 
@@ -106,7 +108,7 @@ fn mask(value: &mut Value) {
 
 #[test]
 fn conformance_suite() {
-    let Some(dir) = corpus("IKADA_CONFORMANCE_DIR", "conformance") else { return };
+    let Some(dir) = corpus("conformance") else { return };
     let mut cases = 0;
     for entry in fs::read_dir(dir.join("bootstrap")).unwrap() {
         let case_dir = entry.unwrap().path();
@@ -141,7 +143,7 @@ fn conformance_suite() {
 /// The recorded answers of a stock control plane, to the request that their own text tells.
 #[test]
 fn recorded_bootstraps() {
-    let Some(dir) = corpus("IKADA_LIVE_DIR", "live") else { return };
+    let Some(dir) = corpus("live") else { return };
     for name in ["bootstrap-sotw", "bootstrap-delta", "bootstrap-no-mesh"] {
         let text = fs::read_to_string(dir.join("01-defaults/rest").join(format!("{name}.txt"))).unwrap();
         let (first, yaml) = text.split_once('\n').unwrap();

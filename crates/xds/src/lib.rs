@@ -7,11 +7,14 @@
 //! Not here: any knowledge of Kuma, of meshes, or of how resources are made. Not here: TLS and listeners; the service is a tower service.
 #![forbid(unsafe_code)]
 
+mod frame;
+mod machine;
 mod service;
 mod snapshot;
 mod source;
+mod stream;
 pub mod type_url;
 
-pub use service::{Options, PeerAddr};
+pub use service::{Ads, Options, PeerAddr, service};
 pub use snapshot::{Encoded, Entry, MissingEndpoints, Snapshot, SnapshotBuilder, Typed, content_hash};
 pub use source::{CloseReason, Nack, Sent, Session, Source, StreamHandle, StreamOpen, Unacknowledged};

@@ -51,10 +51,14 @@ impl StreamHandle {
     /// Waits for [`end`](Self::end).
     pub(crate) async fn ended(&self) -> Status {
         let mut rx = self.end.subscribe();
-        match rx.wait_for(Option::is_some).await {
-            Ok(s) => s.clone().unwrap_or_else(|| Status::cancelled("the stream was ended")),
-            // Not reachable: `self` keeps the sender.
-            Err(_) => std::future::pending().await,
+        loop {
+            if let Some(status) = rx.borrow_and_update().clone() {
+                return status;
+            }
+            // `self` keeps the sender, so this does not fail.
+            if rx.changed().await.is_err() {
+                return Status::cancelled("the stream was ended");
+            }
         }
     }
 }
