@@ -1,7 +1,7 @@
 //! The conformance corpus: folders `<suite>/<case>/` with a `case.yaml` each.
 
 use anyhow::{Context, Result, bail};
-use ikada_model::{Kind, Resource, rest::from_value_verbatim};
+use ikada_model::{Kind, Resource, rest::from_value_verbatim, yaml};
 use ikada_world::{Command, EntryMeta, Op, Put, World};
 use serde_json::Value;
 use std::{
@@ -30,21 +30,6 @@ pub fn dir_for_test(test: &str) -> Option<PathBuf> {
     found
 }
 
-/// Documents of a YAML stream, empty ones left out.
-pub fn documents(text: &str) -> Result<Vec<Value>> {
-    let docs: Vec<Option<Value>> = serde_saphyr::from_multiple(text)?;
-    Ok(docs.into_iter().flatten().filter(|d| !d.is_null()).collect())
-}
-
-/// One document; `null` for an empty text.
-pub fn document(text: &str) -> Result<Value> {
-    let mut docs = documents(text)?;
-    if docs.len() > 1 {
-        bail!("want one document, got {}", docs.len());
-    }
-    Ok(docs.pop().unwrap_or(Value::Null))
-}
-
 fn read(path: &Path) -> Result<String> {
     let size = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?.len();
     if size > MAX_FILE {
@@ -66,7 +51,7 @@ impl Case {
     /// Reads a case's folder.
     pub fn load(dir: &Path) -> Result<Case> {
         let file = dir.join("case.yaml");
-        let spec = document(&read(&file)?).with_context(|| file.display().to_string())?;
+        let spec = yaml::parse(&read(&file)?).with_context(|| file.display().to_string())?;
         Ok(Case { dir: dir.to_owned(), spec })
     }
     /// A field of `case.yaml`, "" when unset.
@@ -87,7 +72,7 @@ impl Case {
     }
     /// Documents of the file that a field names.
     pub fn documents(&self, field: &str) -> Result<Vec<Value>> {
-        documents(&self.text(field)?).with_context(|| format!("{}/{}", self.dir.display(), self.field(field)))
+        yaml::parse_documents(&self.text(field)?).with_context(|| format!("{}/{}", self.dir.display(), self.field(field)))
     }
     /// Resources of the file that a field names, in order and verbatim.
     pub fn resources(&self, field: &str) -> Result<Vec<Resource>> {
@@ -98,7 +83,7 @@ impl Case {
     pub fn expected(&self) -> Result<Value> {
         let text = self.text("expect")?;
         let what = || format!("{}/{}", self.dir.display(), self.field("expect"));
-        if self.field("expect").ends_with(".json") { serde_json::from_str(&text).with_context(what) } else { document(&text).with_context(what) }
+        if self.field("expect").ends_with(".json") { serde_json::from_str(&text).with_context(what) } else { yaml::parse(&text).with_context(what) }
     }
 }
 

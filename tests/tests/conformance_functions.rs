@@ -1,4 +1,4 @@
-//! Every case of the corpus that is a function of the policy core, compared as the corpus's own runner compares.
+//! Every case of the complete suites of kind `function`, compared as the corpus's own runner compares.
 
 use ikada_tests::{
     compare::difference,
@@ -7,16 +7,16 @@ use ikada_tests::{
 };
 
 /// Suites that are complete: a case in them that fails or is not supported fails the test.
-fn is_ours(suite: &str) -> bool {
-    suite.starts_with("rules-") || suite.starts_with("match-")
+fn is_complete(suite: &str) -> bool {
+    suite.starts_with("rules-") || suite.starts_with("match-") || suite == "xds-diff"
 }
 
 #[test]
-fn policy_suites() {
-    let Some(dir) = corpus::dir_for_test("policy_suites") else { return };
+fn complete_suites() {
+    let Some(dir) = corpus::dir_for_test("complete_suites") else { return };
     let mut failures = Vec::new();
     let (mut suites, mut cases) = (0, 0);
-    for suite in corpus::suites(&dir).unwrap().iter().filter(|s| is_ours(s)) {
+    for suite in corpus::suites(&dir).unwrap().iter().filter(|s| is_complete(s)) {
         let all = corpus::suite(&dir, suite).unwrap();
         let mut passed = 0;
         for case in &all {
@@ -35,6 +35,6 @@ fn policy_suites() {
         cases += all.len();
     }
     println!("{suites} suites, {cases} cases, {} failed", failures.len());
-    assert!(suites >= 12, "the corpus has only {suites} of the 12 suites");
+    assert!(suites >= 13, "the corpus has only {suites} of the 13 suites");
     assert!(failures.is_empty(), "{} of {cases} cases failed:\n{}", failures.len(), failures.join("\n"));
 }

@@ -36,7 +36,15 @@ pub fn evaluate(case: &Case) -> Result<Value, EvalError> {
         "matched-policies.to-rules" => rules::matched_to,
         "matched-policies.gateway-rules" => rules::matched_gateway,
         "egress-matched-policies.from-rules" => rules::egress,
+        "json-patch-diff" => json_patch_diff,
         _ => return Err(EvalError::Unsupported(format!("function {function:?} of kind {:?} is not built yet", case.field("kind")))),
     };
     Ok(f(case)?)
+}
+
+/// The corpus names the two sides the other way round: the expected patch removes what is in `after` and adds what is in `before`. (In
+/// replies of `_config`, which the suites `envoyconfig-*` hold, the patch leads to the configuration shown, as one would expect.)
+fn json_patch_diff(case: &Case) -> anyhow::Result<Value> {
+    let read = |field: &str| anyhow::Ok(serde_json::from_str::<Value>(&case.text(field)?)?);
+    Ok(Value::Array(ikada_envoy::json_patch_diff(&read("after")?, &read("before")?)))
 }
