@@ -4,6 +4,7 @@ use crate::{
     kind::{Body, Kind},
     kri::{Kri, sni},
     mesh_service::MeshService,
+    policy,
     resource::{Json, Key, Labels, Resource},
     time::Timestamp,
 };
@@ -111,7 +112,8 @@ fn snis(r: &Resource) -> Vec<Value> {
     }
 }
 
-/// A resource read verbatim from its REST form: nothing is computed, defaulted or validated beyond the shape.
+/// A resource read verbatim from its REST form: nothing is computed or validated beyond the shape, and defaults are only those that
+/// decoding fills in (those of the schemas of `spec`-bodied kinds).
 /// Used for bundles. Errors are texts for people.
 pub fn from_value_verbatim(body: &Value) -> Result<Resource, String> {
     let Value::Object(m) = body else { return Err("a resource must be a JSON object".into()) };
@@ -125,7 +127,11 @@ pub fn from_value_verbatim(body: &Value) -> Result<Resource, String> {
             let spec: Map<_, _> = m.iter().filter(|(k, _)| !META_KEYS.contains(&k.as_str())).map(|(k, v)| (k.clone(), v.clone())).collect();
             (Value::Object(spec), Value::Null)
         }
-        _ => (m.get("spec").cloned().unwrap_or_else(|| json!({})), m.get("status").cloned().unwrap_or(Value::Null)),
+        _ => {
+            let spec = m.get("spec").cloned().unwrap_or_else(|| json!({}));
+            let spec = policy::canonical_spec(kind, &spec).map_err(|e| format!("spec of {kind} {name:?}: {e}"))?;
+            (spec, m.get("status").cloned().unwrap_or(Value::Null))
+        }
     };
     let time = |k: &str| match m.get(k) {
         None | Some(Value::Null) => Ok(Timestamp::ZERO),

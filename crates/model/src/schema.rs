@@ -318,6 +318,25 @@ impl Schema {
         }
     }
 
+    /// A value with all fields, in canonical form.
+    #[cfg(test)]
+    pub(crate) fn example(&self) -> Value {
+        use serde_json::json;
+        if let Some(v) = self.default.clone().or_else(|| self.one_of.first().cloned()) {
+            return v;
+        }
+        match &self.ty {
+            Type::Object(fields) => Value::Object(fields.iter().map(|p| (p.name.to_owned(), p.schema.example())).collect()),
+            Type::Map(values) => json!({ "key": values.example() }),
+            Type::List { items, .. } => json!([items.example()]),
+            Type::Text { .. } => json!("some-text"),
+            Type::Duration => json!("1m30s"),
+            Type::Int { .. } => json!(7),
+            Type::IntOrText => json!("0.5"),
+            Type::Bool => json!(true),
+        }
+    }
+
     fn type_name(&self) -> &'static str {
         match self.ty {
             Type::Object(_) | Type::Map(_) => "object",

@@ -36,6 +36,7 @@ pub struct ValidateContext<'a> {
 }
 
 /// What is specific to a kind with a `spec` body.
+#[derive(Debug)]
 pub struct KindSpec {
     /// The kind.
     pub kind: Kind,
@@ -70,6 +71,19 @@ static KINDS: &[&KindSpec] =
 /// A missing `mesh` means `default` (a schema default); reading it is the caller's part, as for the other meta fields.
 pub fn decode_spec(kind: Kind, body: &Value) -> Option<Result<Value, SpecError>> {
     kind_spec(kind).map(|k| decode_with(k, body))
+}
+
+/// The canonical form of a spec without any check: schema defaults filled, unknown fields dropped, durations and numbers as Go writes
+/// them. For specs that are stored as they are (bundles) and for comparisons. A kind without [`KindSpec`] keeps its spec. Errors with Go's
+/// text where the typed decoding would fail.
+pub fn canonical_spec(kind: Kind, spec: &Value) -> Result<Value, String> {
+    let mut spec = spec.clone();
+    if let Some(k) = kind_spec(kind) {
+        let schema = (k.schema)();
+        schema.fill_defaults(&mut spec);
+        schema.canonicalize(&mut spec)?;
+    }
+    Ok(spec)
 }
 
 fn decode_with(kind: &KindSpec, body: &Value) -> Result<Value, SpecError> {
@@ -116,5 +130,199 @@ fn check_envelope(kind: Kind, body: &serde_json::Map<String, Value>, errors: &mu
     }
     if let Some(labels) = body.get("labels") {
         schema::text_map().check(labels, "labels", errors);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{decode, resource::Json};
+    use proptest::{collection::vec, prelude::*, sample::select};
+    use serde_json::{Map, json};
+
+    fn body(kind: Kind, spec: &Value) -> Value {
+        json!({"type": kind.name(), "mesh": "default", "name": "x", "spec": spec})
+    }
+
+    /// What the typed reading of a kind writes back.
+    fn through_types(kind: Kind, spec: &Value) -> Value {
+        fn through<T: serde::de::DeserializeOwned + serde::Serialize>(v: &Value) -> Value {
+            serde_json::to_value(T::deserialize(v).unwrap()).unwrap()
+        }
+        match kind {
+            Kind::MeshTimeout => through::<timeout::MeshTimeout>(spec),
+            Kind::MeshRetry => through::<retry::MeshRetry>(spec),
+            Kind::MeshCircuitBreaker => through::<circuit_breaker::MeshCircuitBreaker>(spec),
+            Kind::MeshTrafficPermission => through::<traffic_permission::MeshTrafficPermission>(spec),
+            Kind::MeshHTTPRoute => through::<http_route::MeshHTTPRoute>(spec),
+            Kind::MeshService => through::<crate::MeshService>(spec),
+            other => panic!("no types for {other}"),
+        }
+    }
+
+    /// Every field of every schema has a place in the typed form, under the same name.
+    #[test]
+    fn types_know_all_fields_of_the_schemas() {
+        for k in KINDS {
+            let example = (k.schema)().example();
+            let mut errors = Vec::new();
+            (k.schema)().check(&example, "spec", &mut errors);
+            assert_eq!(errors, Vec::<String>::new(), "{}", k.kind);
+            assert_eq!(canonical_spec(k.kind, &example).unwrap(), example, "{}", k.kind);
+            assert_eq!(through_types(k.kind, &example), example, "{}", k.kind);
+        }
+    }
+
+    #[test]
+    fn envelope() {
+        let invalid = |v: Value| match decode_spec(Kind::MeshTimeout, &v) {
+            Some(Err(SpecError::Invalid(v))) => v.into_iter().map(|v| (v.field, v.message)).collect::<Vec<_>>(),
+            other => panic!("{other:?}"),
+        };
+        let found = invalid(json!({"type": "MeshRetry", "mesh": 1, "labels": {"a": 1}}));
+        let all: Vec<&str> = found.iter().map(|(f, m)| if f.is_empty() { m.as_str() } else { f.as_str() }).collect();
+        assert_eq!(
+            all,
+            [
+                ".name in body is required",
+                ".spec in body is required",
+                "mesh in body must be of type string: \"number\"",
+                "type in body should be one of [MeshTimeout]",
+                "labels.a in body must be of type string: \"number\"",
+            ]
+        );
+        let spec = json!({"targetRef": {"kind": "Nope"}, "to": 1});
+        let found = invalid(body(Kind::MeshTimeout, &spec));
+        let kinds = "in body should be one of [Mesh MeshSubset MeshGateway MeshService MeshExternalService MeshMultiZoneService \
+                     MeshServiceSubset MeshHTTPRoute Dataplane]";
+        assert_eq!(
+            found,
+            [
+                ("spec.targetRef.kind".to_owned(), kinds.to_owned()),
+                ("spec.to".to_owned(), "in body must be of type array: \"number\"".to_owned()),
+            ]
+        );
+    }
+
+    #[test]
+    fn what_types_refuse_is_malformed() {
+        let spec = json!({"to": [{"targetRef": {"kind": "Mesh"}, "default": {"idleTimeout": "1x"}}]});
+        assert_eq!(
+            decode_spec(Kind::MeshTimeout, &body(Kind::MeshTimeout, &spec)),
+            Some(Err(SpecError::Malformed(r#"invalid MeshTimeout object: "time: unknown unit \"x\" in duration \"1x\"""#.to_owned())))
+        );
+    }
+
+    #[test]
+    fn stored_form() {
+        let spec = json!({
+            "to": [{"default": {"connectionTimeout": "90s", "nope": 1}, "targetRef": {"kind": "Mesh", "weight": 2}}], "status": {}
+        });
+        let Some(Ok(stored)) = decode_spec(Kind::MeshTimeout, &body(Kind::MeshTimeout, &spec)) else { panic!() };
+        assert_eq!(stored, json!({"to": [{"targetRef": {"kind": "Mesh"}, "default": {"connectionTimeout": "1m30s"}}]}));
+        let a = Json::from_value(&stored);
+        let b = Json::from_value(&json!({"to": [{"default": {"connectionTimeout": "1m30s"}, "targetRef": {"kind": "Mesh"}}]}));
+        assert_eq!(a.text(), b.text());
+    }
+
+    /// Words that schemas know, so that arbitrary values come past the outermost checks.
+    fn word() -> impl Strategy<Value = String> {
+        const WORDS: &str = "type mesh name spec labels targetRef kind to from rules default matches path value method headers queryParams \
+            filters backendRefs urlRewrite requestRedirect hostname port statusCode weight tags proxyTypes sectionName http tcp grpc retryOn \
+            backOff baseInterval hostSelection predicate connectionTimeout idleTimeout requestTimeout outlierDetection detectors interval \
+            successRate standardDeviationFactor spiffeID sni allow deny action selector dataplaneTags ports targetPort identities";
+        const VALUES: &str = "Mesh MeshService Dataplane MeshGateway Exact PathPrefix GET / 1s 2h 0s -1s x 5xx 503 Allow ReplacePrefixMatch \
+            URLRewrite RequestRedirect OmitPreviousPriorities Seconds spiffe://a/b";
+        let all: Vec<String> = WORDS.split_whitespace().chain(VALUES.split_whitespace()).map(str::to_owned).collect();
+        prop_oneof![8 => select(all), 1 => "\\PC{0,8}"]
+    }
+
+    fn any_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            (-2_i64..70_000).prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            word().prop_map(Value::from),
+        ];
+        leaf.prop_recursive(6, 64, 6, |inner| {
+            prop_oneof![
+                vec(inner.clone(), 0..4).prop_map(Value::from),
+                vec((word(), inner), 0..6).prop_map(|kv| Value::Object(kv.into_iter().collect::<Map<_, _>>())),
+            ]
+        })
+    }
+
+    /// The full example of a kind with parts replaced by arbitrary values or removed.
+    fn damaged(kind: &'static KindSpec) -> impl Strategy<Value = Value> {
+        vec((any::<prop::sample::Index>(), prop::option::of(any_json())), 0..4).prop_map(move |changes| {
+            let mut spec = (kind.schema)().example();
+            for (index, new) in changes {
+                let paths = pointers(&spec);
+                let path = &paths[index.index(paths.len())];
+                match (new, path.rsplit_once('/')) {
+                    (None, Some((parent, key))) => {
+                        if let Some(Value::Object(map)) = spec.pointer_mut(parent) {
+                            map.remove(key);
+                        }
+                    }
+                    (Some(v), _) => {
+                        if let Some(place) = spec.pointer_mut(path) {
+                            *place = v;
+                        }
+                    }
+                    (None, None) => {}
+                }
+            }
+            spec
+        })
+    }
+
+    fn pointers(v: &Value) -> Vec<String> {
+        let children: Vec<(String, &Value)> = match v {
+            Value::Object(m) => m.iter().map(|(k, v)| (k.replace('~', "~0").replace('/', "~1"), v)).collect(),
+            Value::Array(a) => a.iter().enumerate().map(|(i, v)| (i.to_string(), v)).collect(),
+            _ => Vec::new(),
+        };
+        let below = children.iter().flat_map(|(k, v)| pointers(v).into_iter().map(move |p| format!("/{k}{p}")));
+        std::iter::once(String::new()).chain(below).collect()
+    }
+
+    fn kind_and_damaged() -> impl Strategy<Value = (&'static KindSpec, Value)> {
+        select(KINDS.to_vec()).prop_flat_map(|k| (Just(k), damaged(k)))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+
+        #[test]
+        fn arbitrary_bodies_never_panic(kind in select(KINDS.to_vec()), v in any_json()) {
+            let _ = decode::decode(kind.kind, &v);
+            let _ = decode::decode(kind.kind, &body(kind.kind, &v));
+            // Data that bypassed the schema.
+            let _ = decode::validate(kind.kind, "m", "n", &Labels::new(), &v);
+            let _ = decode::warnings(kind.kind, "m", "n", &Labels::new(), &v);
+        }
+
+        #[test]
+        fn damaged_specs((kind, spec) in kind_and_damaged()) {
+            let decoded = decode::decode(kind.kind, &body(kind.kind, &spec));
+            // Whatever passes the schema can be read as types, writes back the same, and is its own canonical form.
+            let mut filled = spec.clone();
+            (kind.schema)().fill_defaults(&mut filled);
+            let mut errors = Vec::new();
+            (kind.schema)().check(&filled, "spec", &mut errors);
+            if let (true, Ok(canonical)) = (errors.is_empty(), canonical_spec(kind.kind, &spec)) {
+                prop_assert_eq!(&canonical_spec(kind.kind, &canonical).unwrap(), &canonical);
+                if kind.kind != Kind::MeshService {
+                    prop_assert_eq!(&through_types(kind.kind, &canonical), &canonical);
+                }
+                let valid = decode::validate(kind.kind, "default", "x", &Labels::new(), &canonical).is_empty();
+                prop_assert_eq!(valid, decoded.is_ok());
+            } else {
+                prop_assert!(decoded.is_err());
+            }
+        }
     }
 }

@@ -47,6 +47,17 @@ pub struct To {
     pub rules: Vec<Rule>,
 }
 
+/// A `to` item beside its targetRef: the conf that matching merges and hands on.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Conf {
+    /// Hosts, of built-in gateways only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hostnames: Option<Vec<String>>,
+    /// Rules, in order of precedence after merging.
+    pub rules: Vec<Rule>,
+}
+
 /// `to[].rules[]`: where requests go that match.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
