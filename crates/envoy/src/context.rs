@@ -181,10 +181,10 @@ pub struct ProxySecrets {
 }
 
 impl ProxySecrets {
-    /// What inspection shows instead of secrets: `CERT`, `KEY`, `CA`.
+    /// What inspection shows instead of secrets: `CERT`, `KEY`, `CA`, and nothing for the admin listener.
     pub fn dummy() -> Self {
         let pair = || Some(("CERT".to_owned(), "KEY".to_owned()));
-        ProxySecrets { identity: pair(), mesh_ca: Some("CA".to_owned()), admin_server: pair(), admin_ca: Some("CA".to_owned()) }
+        ProxySecrets { identity: pair(), mesh_ca: Some("CA".to_owned()), admin_server: Some(Default::default()), admin_ca: Some(String::new()) }
     }
 }
 

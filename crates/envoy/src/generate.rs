@@ -7,49 +7,23 @@ use crate::{
     dynamic_config::DynamicConfig,
     inbound,
     naming::Naming,
-    outbound,
+    outbound::{self, Outb},
     plugins::{circuit_breaker, http_route, retry, tcp_route, timeout, traffic_permission},
     resources::ResourceSet,
     tls,
     transparent::{Transparent, virtual_outbounds},
 };
-use ikada_model::{Dataplane, Kind, Mesh, mesh::MeshServicesMode};
+use ikada_model::{Dataplane, Kind, Mesh, Resource, mesh::MeshServicesMode};
 use ikada_policy::{MatchOptions, match_policies};
 
 /// Everything that one proxy gets, ordered by type (as [`crate::type_urls::ALL`]) and name.
 ///
 /// Errors leave nothing half-made: the caller keeps what the proxy has.
 pub fn generate(context: &ProxyContext<'_>) -> Result<Vec<Generated>, GenerateError> {
-    let resource = context.dataplane;
-    let mesh_name = resource.mesh();
-    let dataplane = resource
-        .view::<Dataplane>()
-        .ok_or_else(|| GenerateError::Invalid { resource: resource.key.to_string(), message: "its spec cannot be read".into() })?;
-    let stored = context.world.mesh(mesh_name).ok_or_else(|| GenerateError::NoMesh(mesh_name.to_owned()))?;
-    let mesh = stored
-        .view::<Mesh>()
-        .ok_or_else(|| GenerateError::Invalid { resource: stored.key.to_string(), message: "its spec cannot be read".into() })?;
-    let exclusive = mesh.mesh_services.mode == MeshServicesMode::Exclusive;
-    let naming = Naming { unified: exclusive && context.metadata.has_feature("feature-unified-resource-naming") };
-    let frame = Frame { context, dataplane, mesh_name, mesh, naming };
-    supported(&frame)?;
-
-    let mut set = ResourceSet::default();
-    let mut dynamic = DynamicConfig::default();
-    let transparent = Transparent::of(&frame);
-    admin::generate(&frame, &mut set)?;
-    let outbounds = match transparent {
-        None => outbound::explicit(&frame)?,
-        Some(t) => {
-            let (outbounds, domains) = virtual_outbounds(&frame);
-            t.generate(&frame, &mut set);
-            t.dns(&frame, &mut set, &mut dynamic, &domains);
-            outbounds
-        }
-    };
-    inbound::generate(&frame, &mut set, transparent.is_some())?;
-
-    let matched = match_policies(context.world, resource, &MatchOptions { include_shadow: context.include_shadow, ..Default::default() });
+    let frame = frame(context)?;
+    let Base { mut set, outbounds, dynamic } = base(&frame)?;
+    let options = MatchOptions { include_shadow: context.include_shadow, ..Default::default() };
+    let matched = match_policies(context.world, context.dataplane, &options);
     let http_routes = matched.of(Kind::MeshHTTPRoute);
     for o in outbounds {
         if !http_route::add(&frame, &mut set, http_routes, &o)? {
@@ -61,8 +35,50 @@ pub fn generate(context: &ProxyContext<'_>) -> Result<Vec<Generated>, GenerateEr
     circuit_breaker::apply(&frame, &mut set, matched.of(Kind::MeshCircuitBreaker));
     retry::apply(&frame, &mut set, matched.of(Kind::MeshRetry));
     dynamic.generate(&frame, &mut set);
-    tls::add_secrets(&mut set, naming, mesh_name, context.secrets)?;
+    tls::add_secrets(&mut set, frame.naming, frame.mesh_name, context.secrets)?;
     set.finish()
+}
+
+/// What the generators make before any policy: admin, transparent proxying, DNS and inbounds; no outbounds and no secrets.
+pub fn generate_base(context: &ProxyContext<'_>) -> Result<Vec<Generated>, GenerateError> {
+    base(&frame(context)?)?.set.finish()
+}
+
+fn frame<'a>(context: &'a ProxyContext<'a>) -> Result<Frame<'a>, GenerateError> {
+    let resource = context.dataplane;
+    let mesh_name = resource.mesh();
+    let unreadable = |r: &Resource| GenerateError::Invalid { resource: r.key.to_string(), message: "its spec cannot be read".into() };
+    let dataplane = resource.view::<Dataplane>().ok_or_else(|| unreadable(resource))?;
+    let stored = context.world.mesh(mesh_name).ok_or_else(|| GenerateError::NoMesh(mesh_name.to_owned()))?;
+    let mesh = stored.view::<Mesh>().ok_or_else(|| unreadable(stored))?;
+    let exclusive = mesh.mesh_services.mode == MeshServicesMode::Exclusive;
+    let naming = Naming { unified: exclusive && context.metadata.has_feature("feature-unified-resource-naming") };
+    let frame = Frame { context, dataplane, mesh_name, mesh, naming };
+    supported(&frame)?;
+    Ok(frame)
+}
+
+struct Base {
+    set: ResourceSet,
+    outbounds: Vec<Outb>,
+    dynamic: DynamicConfig,
+}
+
+fn base(frame: &Frame<'_>) -> Result<Base, GenerateError> {
+    let (mut set, mut dynamic) = (ResourceSet::default(), DynamicConfig::default());
+    let transparent = Transparent::of(frame);
+    admin::generate(frame, &mut set)?;
+    let outbounds = match transparent {
+        None => outbound::explicit(frame)?,
+        Some(t) => {
+            let (outbounds, domains) = virtual_outbounds(frame);
+            t.generate(frame, &mut set);
+            t.dns(frame, &mut set, &mut dynamic, &domains);
+            outbounds
+        }
+    };
+    inbound::generate(frame, &mut set, transparent.is_some())?;
+    Ok(Base { set, outbounds, dynamic })
 }
 
 /// Refuses what would come out silently wrong.

@@ -117,7 +117,7 @@ fn filters(frame: &Frame<'_>, i: &Inb<'_>) -> Vec<NetworkFilter> {
         proxy.idle_timeout = seconds(IDLE);
         let mut out = Vec::new();
         if i.protocol == Protocol::Kafka {
-            out.push(NetworkFilter::Other(crate::contrib::kafka_broker(&sanitize(&i.cluster))));
+            out.push(NetworkFilter::Other(Box::new(crate::contrib::kafka_broker(&sanitize(&i.cluster)))));
         }
         out.push(NetworkFilter::TcpProxy(Box::new(proxy)));
         return out;
@@ -154,7 +154,7 @@ fn add_listener(frame: &Frame<'_>, set: &mut ResourceSet, i: &Inb<'_>, transpare
     let secured = |matcher: Option<FilterChainMatch>| {
         // With mTLS and nothing that allows, everything is denied.
         let rbac = Rbac { rules: Some(Rules::default()), stat_prefix: format!("{}.", sanitize(&i.listener)), ..Default::default() };
-        let mut filters = vec![NetworkFilter::Other(network_filter(NETWORK_RBAC, &rbac))];
+        let mut filters = vec![NetworkFilter::Other(Box::new(network_filter(NETWORK_RBAC, &rbac)))];
         filters.extend(base.clone());
         Chain { filter_chain_match: matcher, filters, transport_socket: Some(tls::downstream(frame.naming, frame.mesh_name)) }
     };
@@ -181,6 +181,7 @@ fn add_listener(frame: &Frame<'_>, set: &mut ResourceSet, i: &Inb<'_>, transpare
             name: i.listener.clone(),
             address: socket(&i.address, i.inbound.port),
             metadata: Some(metadata),
+            stat_prefix: if frame.naming.unified { i.listener.clone() } else { String::new() },
             traffic_direction: TrafficDirection::Inbound as i32,
             enable_reuse_port: boolv(frame.context.metadata.has_feature("feature-reuse-port")),
             bind_to_port: if transparent { boolv(false) } else { None },

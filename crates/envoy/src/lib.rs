@@ -27,5 +27,5 @@ mod view;
 pub use context::{
     GenerateError, Generated, ProxyContext, ProxyMetadata, ProxySecrets, Settings, TransparentProxyMetadata, type_urls,
 };
-pub use generate::generate;
+pub use generate::{generate, generate_base};
 pub use view::{config_view, json_patch_diff};

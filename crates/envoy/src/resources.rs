@@ -171,7 +171,7 @@ pub(crate) enum NetworkFilter {
     Hcm(Box<Hcm>),
     TcpProxy(Box<TcpProxy>),
     /// Any other, already packed.
-    Other(Filter),
+    Other(Box<Filter>),
 }
 
 /// A network filter from its name and typed config.
@@ -220,7 +220,7 @@ impl Chain {
         let filters = self.filters.into_iter().map(|f| match f {
             NetworkFilter::Hcm(h) => network_filter(HCM, &h.finish()),
             NetworkFilter::TcpProxy(t) => network_filter(TCP_PROXY, t.as_ref()),
-            NetworkFilter::Other(f) => f,
+            NetworkFilter::Other(f) => *f,
         });
         FilterChain {
             filter_chain_match: self.filter_chain_match,

@@ -32,7 +32,11 @@ use envoy_types::pb::envoy::{
 };
 use ikada_model::{Kri, Resource, labels::TAG_SERVICE};
 use ikada_policy::{BackendRef, TypedMatch, http_route::matches_hash};
-use std::{cmp::Reverse, collections::BTreeSet, sync::Arc};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// Hash of the matches of the route that takes what no rule takes.
 const CATCH_ALL: &str = "9Zuf5Tg79OuZcQITwBbQykxAk2u4fRKrwYn3//AL4Yo=";
@@ -56,21 +60,28 @@ struct Entry<'a> {
 /// What the rules say about an outbound: the merged conf and who contributed which rule.
 struct RouteConf<'a> {
     conf: Conf<'a>,
-    /// Policy of a rule by the hash of its matches, and of whole confs otherwise.
-    origin: Box<dyn Fn(&str) -> Option<&'a Resource> + 'a>,
+    /// By hash of a rule's matches.
+    origins: BTreeMap<&'a str, &'a Resource>,
+    /// Of rules that are not there.
+    last: Option<&'a Resource>,
 }
 
 fn conf_of<'a>(rules: &'a TypedMatch, destination: &Destination) -> Option<RouteConf<'a>> {
     // The outbound's own KRI: a rule for a named port meets only outbounds that are known by that name.
     if let Some(rule) = destination.kri.as_ref().and_then(|kri| rules.to.compute(kri)) {
-        let origin = Box::new(|hash: &str| rule.origin_by_matches.get(hash).or(rule.origins.last()).map(|o| &*o.policy));
-        return Some(RouteConf { conf: Conf(rule.first()), origin });
+        return Some(RouteConf {
+            conf: Conf(rule.first()),
+            origins: rule.origin_by_matches.iter().map(|(hash, o)| (hash.as_str(), &*o.policy)).collect(),
+            last: rule.origins.last().map(|o| &*o.policy),
+        });
     }
     let rule = service_of(destination).and_then(|s| rules.to.for_service(s))?;
     // A conf may be one per hostname; outbounds have no hostnames, so the first counts.
-    let conf = rule.conf.get(0).unwrap_or(&rule.conf);
-    let origin = Box::new(|hash: &str| rule.origin_by_matches.get(hash).or(rule.origins.last()).map(|p| &**p));
-    Some(RouteConf { conf: Conf(conf), origin })
+    Some(RouteConf {
+        conf: Conf(rule.conf.get(0).unwrap_or(&rule.conf)),
+        origins: rule.origin_by_matches.iter().map(|(hash, policy)| (hash.as_str(), &**policy)).collect(),
+        last: rule.origins.last().map(|policy| &**policy),
+    })
 }
 
 /// Adds listener, clusters and endpoints of an outbound. False: not for this plugin.
@@ -138,7 +149,7 @@ fn table<'a>(conf: Option<&RouteConf<'a>>, destination: &Destination) -> Vec<Ent
     if let Some(c) = conf {
         for rule in c.conf.at("rules").items() {
             let hash = matches_hash(rule.at("matches").0);
-            let origin = (c.origin)(&hash);
+            let origin = c.origins.get(hash.as_str()).copied().or(c.last);
             let name = match (&destination.kri, origin) {
                 (Some(_), Some(policy)) => Kri::of(policy).to_string(),
                 _ => hash,

@@ -15,7 +15,7 @@ pub(crate) fn add(frame: &Frame<'_>, set: &mut ResourceSet, outbound: &Outb) {
     add_destination(frame, set, destination);
     let mut filters = Vec::new();
     if destination.protocol == Protocol::Kafka {
-        filters.push(NetworkFilter::Other(crate::contrib::kafka_broker(&sanitize(&destination.cluster))));
+        filters.push(NetworkFilter::Other(Box::new(crate::contrib::kafka_broker(&sanitize(&destination.cluster)))));
     }
     filters.push(NetworkFilter::TcpProxy(Box::new(tcp_proxy(&destination.cluster, &destination.cluster))));
     set.add_listener(listener(frame, outbound, Chain { filters, ..Default::default() }));

@@ -101,7 +101,7 @@ fn control_chain(chain: &mut Chain, access: &Access, stat_prefix: &str) {
             stat_prefix: stat_prefix.to_owned(),
             ..Default::default()
         };
-        chain.filters.insert(0, NetworkFilter::Other(network_filter(NETWORK_RBAC, &network)));
+        chain.filters.insert(0, NetworkFilter::Other(Box::new(network_filter(NETWORK_RBAC, &network))));
     }
 }
 
