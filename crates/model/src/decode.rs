@@ -5,7 +5,7 @@
 //! [`default_spec`] → [`validate`] with the real meta (step 7). [`warnings`] go into the answer.
 
 use crate::{
-    flat, go, ident,
+    flat, go, go_json, ident,
     kind::Kind,
     labels::DISPLAY_NAME,
     policy::{self, SpecError, ValidateContext},
@@ -51,7 +51,8 @@ pub fn is_implemented(kind: Kind) -> bool {
 
 /// Reads the bytes of a body as JSON. The error is `Malformed` with Go's text for the syntax error.
 pub fn parse(kind: Kind, body: &[u8]) -> Result<Value, DecodeError> {
-    serde_json::from_slice(body).map_err(|e| malformed(kind, &e.to_string()))
+    // What Go reads and this does not: texts that are no UTF-8 and nesting deeper than 128.
+    serde_json::from_slice(body).map_err(|e| malformed(kind, &go_json::syntax_error(body).unwrap_or_else(|| e.to_string())))
 }
 
 /// Step 3 of a PUT. Also what a client does before it sends.

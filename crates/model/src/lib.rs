@@ -8,6 +8,7 @@ pub mod decode;
 pub mod duration;
 pub mod flat;
 pub mod go;
+pub mod go_json;
 pub mod ident;
 pub mod kind;
 pub mod kri;

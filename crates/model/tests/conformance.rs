@@ -4,7 +4,8 @@
 use ikada_model::{
     Kind, Labels, Mode, Violation,
     decode::{self, DecodeError},
-    ident, labels,
+    flat, ident, labels,
+    rest::META_KEYS,
     violation::Violations,
     yaml,
 };
@@ -27,6 +28,41 @@ fn corpus() -> Option<PathBuf> {
     None
 }
 
+/// Files below `dir` with one of these endings, sorted.
+fn files(dir: &Path, endings: &[&str]) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path, endings));
+        } else if endings.iter().any(|e| path.to_string_lossy().ends_with(e)) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+/// All objects within `value` that are resources of an implemented flat kind.
+fn flat_resources<'a>(value: &'a Value, found: &mut Vec<(Kind, &'a Value)>) {
+    match value {
+        Value::Array(items) => items.iter().for_each(|v| flat_resources(v, found)),
+        Value::Object(m) if text(value, "type").ends_with("Overview") => {
+            let parts = [
+                ("dataplane", Kind::Dataplane),
+                ("dataplaneInsight", Kind::DataplaneInsight),
+                ("zone", Kind::Zone),
+                ("zoneInsight", Kind::ZoneInsight),
+            ];
+            found.extend(parts.into_iter().filter_map(|(key, kind)| Some((kind, m.get(key)?))));
+        }
+        Value::Object(m) => match m.get("type").and_then(Value::as_str).and_then(Kind::by_name) {
+            Some(kind) if m.contains_key("name") && flat::flat_kind(kind).is_some() => found.push((kind, value)),
+            _ => m.values().for_each(|v| flat_resources(v, found)),
+        },
+        _ => {}
+    }
+}
 fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
@@ -64,6 +100,7 @@ fn statuses(step: &Value) -> Vec<u64> {
 /// What a PUT of `body` by mode `rules` answers as far as this crate decides it: status and violations. `None` = kind not implemented.
 fn put(rules: &labels::Rules<'_>, path: &str, body: &str) -> Option<(u64, Vec<Violation>)> {
     let (kind, mesh, name) = target(path);
+    assert_eq!(decode::is_implemented(kind), !matches!(decode::decode(kind, &Value::Null), Err(DecodeError::NotImplemented(_))));
     let answer = decode::parse(kind, body.as_bytes()).and_then(|body| decode::decode(kind, &body));
     let decoded = match answer {
         Err(DecodeError::NotImplemented(_)) => return None,
@@ -75,8 +112,15 @@ fn put(rules: &labels::Rules<'_>, path: &str, body: &str) -> Option<(u64, Vec<Vi
     if decoded.name != name {
         out.add("name", "name from the URL has to be the same as in body");
     }
+    if decoded.type_name != kind.name() {
+        out.add("type", "type from the URL has to be the same as in body");
+    }
+    if kind.is_mesh_scoped() && decoded.mesh.as_deref() != Some(mesh.as_str()) {
+        out.add("mesh", "mesh from the URL has to be the same as in body");
+    }
     labels::validate(rules, kind, &mesh, &decoded.labels, &mut out);
-    ident::validate(kind, &mesh, &name, &mut out);
+    // The identifiers of the body are judged, not those of the path.
+    ident::validate(kind, decoded.mesh.as_deref().unwrap_or(""), &decoded.name, &mut out);
     if out.is_empty() {
         let spec = decode::default_spec(kind, decoded.spec.value().clone());
         out.extend(decode::validate(kind, &mesh, &name, &decoded.labels, &spec));
@@ -166,4 +210,62 @@ fn label_validation() {
     println!("label-validation: {judged} judged");
     assert!(judged > 0);
     assert!(failures.is_empty(), "{} cases fail:\n{}", failures.len(), failures.join("\n"));
+}
+
+/// What a stock Kuma prints of flat kinds is canonical: reading it changes nothing. Answers of the corpus and recordings beside it.
+#[test]
+fn what_kuma_prints_is_canonical() {
+    let Some(corpus) = corpus() else { return };
+    let mut texts: Vec<(PathBuf, String)> = files(&corpus, &[".json"])
+        .into_iter()
+        .filter(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("expected")))
+        .map(|p| (p.clone(), read(&p)))
+        .collect();
+    let live = corpus.join("../live");
+    if live.is_dir() {
+        // The first line of a recording is the request.
+        let recordings = files(&live, &[".txt"]).into_iter().map(|p| (p.clone(), read(&p)));
+        texts.extend(recordings.map(|(p, t)| (p, t.split_once('\n').map_or(String::new(), |(_, body)| body.to_owned()))));
+    }
+    let mut counts: BTreeMap<Kind, usize> = BTreeMap::new();
+    for (path, text) in &texts {
+        let Ok(document) = serde_json::from_str::<Value>(text) else { continue };
+        let mut found = Vec::new();
+        flat_resources(&document, &mut found);
+        for (kind, resource) in found {
+            // Recordings have the data of secrets masked.
+            if matches!(kind, Kind::Secret | Kind::GlobalSecret) && path.extension().is_some_and(|e| e == "txt") {
+                continue;
+            }
+            let mut spec = resource.clone();
+            spec.as_object_mut().unwrap().retain(|k, _| !META_KEYS.contains(&k.as_str()));
+            let canonical = flat::flat_kind(kind).unwrap().canonicalize(resource).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            assert_eq!(canonical, spec, "{kind} in {}", path.display());
+            *counts.entry(kind).or_default() += 1;
+        }
+    }
+    println!("canonical: {counts:?}");
+    assert!(counts.get(&Kind::Dataplane).is_some_and(|n| *n > 0) && counts.get(&Kind::Mesh).is_some_and(|n| *n > 0));
+}
+
+/// Every resource of an implemented flat kind that the corpus stores decodes, and its canonical form is a fixed point.
+#[test]
+fn stored_resources_decode() {
+    let Some(corpus) = corpus() else { return };
+    let mut counts: BTreeMap<Kind, usize> = BTreeMap::new();
+    for path in files(&corpus, &["resources.yaml"]) {
+        let documents = yaml::parse_documents(&read(&path)).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let documents = Value::Array(documents);
+        let mut found = Vec::new();
+        flat_resources(&documents, &mut found);
+        for (kind, resource) in found {
+            let canonicalize =
+                |v: &Value| flat::flat_kind(kind).unwrap().canonicalize(v).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            let once = canonicalize(resource);
+            assert_eq!(canonicalize(&once), once, "{kind} in {}", path.display());
+            *counts.entry(kind).or_default() += 1;
+        }
+    }
+    println!("stored: {counts:?}");
+    assert!(counts.values().sum::<usize>() > 0);
 }
