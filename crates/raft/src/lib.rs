@@ -1,12 +1,27 @@
 //! The replicated store: openraft over `ikada_store` behind [`ikada_world::Replicator`].
 //!
-//! The only crate that names openraft; no type of it is public.
+//! The only crate that names openraft; no type of it is public. The way of a write:
+//!
+//! 1. [`RaftStore`] encodes the command with the clock's time and hands it to openraft.
+//! 2. `log`: one writer appends entries and votes in one order, syncs once for all that queued up, and only then reports.
+//! 3. `machine`: applies the entry to the world, publishes it and its change set, answers the proposer.
+//! 4. `cache`: writes the changed records to the state cache, later and off this path. Snapshots are written by `machine`.
+//!
+//! A cluster of one node for now. The transport goes into `network`, forwarding to the leader into [`RaftStore`]'s `propose`.
 
+mod cache;
+mod log;
+mod machine;
+mod network;
 mod options;
+mod record;
 mod seam;
+mod settings;
 mod store;
+mod types;
 
 pub use ikada_store::ClusterId;
-pub use options::{Fatal, OpenError, Options, Profile};
+pub use options::{Fatal, OpenError, Options};
 pub use seam::{Clock, OsRandomness, Randomness, SystemClock};
+pub use settings::{Profile, Settings};
 pub use store::RaftStore;

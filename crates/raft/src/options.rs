@@ -1,30 +1,30 @@
 //! How a store is opened, and why that fails.
 
-use crate::seam::{Clock, OsRandomness, Randomness, SystemClock};
-use ikada_store::{StoreError, disk::{Disk, RealDisk}};
+use crate::{
+    seam::{Clock, OsRandomness, Randomness, SystemClock},
+    settings::Profile,
+};
+use ikada_store::{
+    StoreError,
+    disk::{Disk, RealDisk},
+};
 use std::{fmt, path::PathBuf, sync::Arc};
-
-/// Times of Raft, by the network between the nodes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Profile {
-    /// One data centre, round trips below 1 ms: heartbeat 100 ms, election 400–600 ms.
-    #[default]
-    Lan,
-}
 
 /// What a store is opened with.
 #[derive(Clone)]
 pub struct Options {
     /// Directory of the store; created when missing.
     pub data_dir: PathBuf,
-    /// File system.
+    /// File system of everything but the state cache.
     pub disk: Arc<dyn Disk>,
     /// Clock of entries.
     pub clock: Arc<dyn Clock>,
     /// Source of ids.
     pub randomness: Arc<dyn Randomness>,
-    /// Times of Raft.
+    /// Times and sizes of Raft.
     pub profile: Profile,
+    /// Everything runs on the runtime's threads, and the state cache is left out: for simulations on a scripted disk.
+    pub simulated: bool,
 }
 
 impl Options {
@@ -36,16 +36,20 @@ impl Options {
             clock: Arc::new(SystemClock),
             randomness: Arc::new(OsRandomness),
             profile: Profile::Lan,
+            simulated: false,
         }
     }
 }
 
-/// Why a store cannot be opened. One line that says what to do; nothing on disk was changed.
+/// Why a store cannot be opened. One line that says what to do.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum OpenError {
     /// The data directory.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A setting.
+    #[error("invalid replication settings: {0}")]
+    Settings(String),
     /// Raft does not start.
     #[error("cannot start replication: {0}")]
     Raft(String),

@@ -9,7 +9,7 @@ use ikada_model::{Key, Kind, Resource};
 use std::sync::Arc;
 
 /// How many idempotency keys are remembered. At 5 000 writes a second that is well above any client's retry window.
-const REMEMBERED: usize = 65_536;
+pub const REMEMBERED_OUTCOMES: usize = 65_536;
 
 impl World {
     /// The world after one entry, what changed, and what the proposer is told. A rejected command changes nothing but the index.
@@ -58,7 +58,11 @@ impl World {
     pub(crate) fn remember(&mut self, index: u64, command: &Command, outcome: &Result<Applied, Rejection>) {
         self.outcomes.insert(command.id, Arc::new((index, outcome.clone())));
         self.outcome_order.insert((index, command.id));
-        while self.outcome_order.len() > REMEMBERED {
+        self.forget_oldest();
+    }
+
+    pub(crate) fn forget_oldest(&mut self) {
+        while self.outcome_order.len() > REMEMBERED_OUTCOMES {
             let Some(oldest) = self.outcome_order.remove_min() else { break };
             self.outcomes.remove(&oldest.1);
         }

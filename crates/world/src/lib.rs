@@ -13,6 +13,7 @@ pub mod record;
 mod replicator;
 mod world;
 
+pub use apply::REMEMBERED_OUTCOMES;
 pub use change::{Change, ChangeSet};
 pub use command::{Applied, Command, CommandId, EntryMeta, Expect, Op, OpResult, Put, Reason, Rejection};
 pub use replicator::{ProposeError, Replicator};

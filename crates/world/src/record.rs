@@ -69,7 +69,7 @@ impl CommandRecordV1 {
             .iter()
             .map(|op| {
                 let mut r = OpRecordV1 { op: 0, key: Default::default(), expect: 0, version: 0, labels: vec![], spec: String::new(), status: None, owner: None, times: None };
-                let mut set_expect = |r: &mut OpRecordV1, e: Expect| {
+                let set_expect = |r: &mut OpRecordV1, e: Expect| {
                     (r.expect, r.version) = match e {
                         Expect::Any => (0, 0),
                         Expect::Absent => (1, 0),
@@ -207,6 +207,18 @@ pub struct OutcomeRecordV1 {
     pub rejected: Option<(KeyRecord, u8)>,
 }
 
+impl OutcomeRecordV1 {
+    fn new(id: CommandId, remembered: &(u64, Result<Applied, Rejection>)) -> Self {
+        let (index, outcome) = remembered;
+        OutcomeRecordV1 {
+            id,
+            index: *index,
+            results: outcome.as_ref().map(|a| a.results.iter().map(|r| *r as u8).collect()).unwrap_or_default(),
+            rejected: outcome.as_ref().err().map(|e| (key_record(&e.key), e.reason as u8)),
+        }
+    }
+}
+
 impl World {
     /// All resources as records, for a snapshot.
     pub fn resource_records(&self) -> impl Iterator<Item = ResourceRecordV1> {
@@ -214,15 +226,11 @@ impl World {
     }
     /// All remembered outcomes, for a snapshot.
     pub fn outcome_records(&self) -> impl Iterator<Item = OutcomeRecordV1> {
-        self.outcomes.iter().map(|(id, o)| {
-            let (index, outcome) = &**o;
-            OutcomeRecordV1 {
-                id: *id,
-                index: *index,
-                results: outcome.as_ref().map(|a| a.results.iter().map(|r| *r as u8).collect()).unwrap_or_default(),
-                rejected: outcome.as_ref().err().map(|e| (key_record(&e.key), e.reason as u8)),
-            }
-        })
+        self.outcomes.iter().map(|(id, o)| OutcomeRecordV1::new(*id, o))
+    }
+    /// The remembered outcome of one idempotency key.
+    pub fn outcome_record(&self, id: &CommandId) -> Option<OutcomeRecordV1> {
+        self.outcomes.get(id).map(|o| OutcomeRecordV1::new(*id, o))
     }
     /// A world from the records of a snapshot. `index`, `revision` and `status_revision` as they were.
     pub fn restore(
@@ -265,6 +273,8 @@ impl World {
             w.outcomes.insert(o.id, Arc::new((o.index, outcome)));
             w.outcome_order.insert((o.index, o.id));
         }
+        // Every node must forget the same keys, whatever its records held.
+        w.forget_oldest();
         Ok(w)
     }
 }
