@@ -9,7 +9,7 @@ mode and configuration, started anew after a case that changed the store. Cases 
   passed   as expected
   failed   anything else
   skipped  needs what is not given (kumactl, connected proxies, several control planes) or a function that is not built yet
-  left     answered 501: the kind is not implemented yet
+  left     answered 501: the kind is not implemented yet (listed below the table)
 
 Exit status: 0 nothing failed, and every suite named in tests/conformance.toml passed completely; 1 otherwise; 2 could not run.
 Corpus: IKADA_CONFORMANCE_DIR, else ../shared/conformance beside the repository.
@@ -32,6 +32,7 @@ import tempfile
 import threading
 import time
 import tomllib
+import urllib.parse
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # A group of cases that share a process is cut into pieces of this size, so that the workers stay busy until the end.
@@ -59,7 +60,7 @@ def load_runner(corpus):
 
     def http(method, url, *args, **kwargs):
         status, body = plain(method, url, *args, **kwargs)
-        getattr(seen, 'replies', []).append((method, status))
+        getattr(seen, 'replies', []).append((method, status, url))
         return status, body
 
     run.http = http
@@ -178,9 +179,10 @@ class Worker:
             result, message = 'failed', str(e)
         except Exception as e:  # a case must not end the run: whatever its reply made run.py stumble over is a failure of that case
             result, message = 'failed', '%s: %s' % (type(e).__name__, e)
-        if result == 'failed' and any(status == 501 for _, status in seen.replies):
-            result = 'left'
-        if any(method != 'GET' and 200 <= status < 300 for method, status in seen.replies):
+        not_built = [url for _, status, url in seen.replies if status == 501]
+        if result == 'failed' and not_built:
+            result, message = 'left', resource_path(not_built[0])
+        if any(method != 'GET' and 200 <= status < 300 for method, status, _ in seen.replies):
             self.runner.cp.stop_for_good()
         return result, message
 
@@ -194,6 +196,14 @@ class Worker:
         finally:
             self.runner.cp.stop_for_good()
         return out
+
+
+def resource_path(url):
+    """the part of a path that names the kind, and what is asked of it: meshtimeouts, dataplanes/_rules"""
+    parts = urllib.parse.urlsplit(url).path.strip('/').split('/')
+    if parts[0] == 'meshes' and len(parts) > 2:
+        parts = parts[2:]
+    return '/'.join(parts[:1] + [p for p in parts[1:] if p.startswith('_')])
 
 
 def pieces(run, cases):
@@ -298,6 +308,8 @@ def main():
             shutil.rmtree(scratch, ignore_errors=True)
 
     rows, total = table(results, complete)
+    for path, n in collections.Counter(message for _, result, message in results if result == 'left').most_common():
+        print('left %4d: %s' % (n, path))
     print('%d cases in %.0f s' % (len(results), time.monotonic() - started))
     if o.json:
         out = [{'id': c['id'], 'result': r, 'message': m} for c, r, m in sorted(results, key=lambda x: x[0]['id'])]
