@@ -70,7 +70,8 @@ fn warnings(ctx: &ValidateContext<'_>, spec: &Value) -> Vec<String> {
     if name.contains('.') {
         all.extend(spec.ports.iter().map(|p| {
             format!(
-                "Invalid MeshService SNI (port \"{}\"): name \"{name}\" does not conform to RFC 1123: must not contain dots. This is deprecated.",
+                "Invalid MeshService SNI (port \"{}\"): name \"{name}\" does not conform to RFC 1123: must not contain dots. \
+                 This is deprecated.",
                 p.section()
             )
         }));
@@ -92,7 +93,8 @@ mod tests {
         assert!(w[0].starts_with("Invalid MeshService resource name: 'http.bin'. It does not conform to the DNS format (RFC 1035)."));
         assert_eq!(
             w[1],
-            r#"Invalid MeshService SNI (port "80"): name "http.bin" does not conform to RFC 1123: must not contain dots. This is deprecated."#
+            "Invalid MeshService SNI (port \"80\"): name \"http.bin\" does not conform to RFC 1123: must not contain dots. \
+             This is deprecated."
         );
         assert_eq!(warnings(&ValidateContext { name: "ok-1", ..ctx }, &spec), Vec::<String>::new());
     }
