@@ -29,7 +29,7 @@ impl Input {
         let mut resources = case.resources("resources")?;
         for r in &mut resources {
             if r.kind().is_target_ref_policy() {
-                r.spec = Json::from_value(&dump::typed_spec(r.kind(), r.spec.value()).with_context(|| r.key.to_string())?);
+                r.spec = Json::from_value(&dump::typed_spec(r.kind(), r.spec.value()));
             }
         }
         Ok(Input { world: corpus::world(&resources)?, resources: resources.into_iter().map(Arc::new).collect() })
