@@ -2,6 +2,7 @@
 
 mod dump;
 mod rules;
+mod xds;
 
 use crate::corpus::Case;
 use serde_json::Value;
@@ -24,7 +25,7 @@ impl From<anyhow::Error> for EvalError {
 /// What the implementation says to a case.
 pub fn evaluate(case: &Case) -> Result<Value, EvalError> {
     let function = case.field("function");
-    let f: fn(&Case) -> anyhow::Result<Value> = match function {
+    let rules: fn(&Case) -> anyhow::Result<Value> = match function {
         "from-rules" => rules::from_rules,
         "to-rules" => rules::to_rules,
         "single-item-rules" => rules::single_item_rules,
@@ -36,15 +37,9 @@ pub fn evaluate(case: &Case) -> Result<Value, EvalError> {
         "matched-policies.to-rules" => rules::matched_to,
         "matched-policies.gateway-rules" => rules::matched_gateway,
         "egress-matched-policies.from-rules" => rules::egress,
-        "json-patch-diff" => json_patch_diff,
+        "json-patch-diff" => return xds::json_patch_diff(case),
+        "xds-part" => return xds::part(case),
         _ => return Err(EvalError::Unsupported(format!("function {function:?} of kind {:?} is not built yet", case.field("kind")))),
     };
-    Ok(f(case)?)
-}
-
-/// The corpus names the two sides the other way round: the expected patch removes what is in `after` and adds what is in `before`. (In
-/// replies of `_config`, which the suites `envoyconfig-*` hold, the patch leads to the configuration shown, as one would expect.)
-fn json_patch_diff(case: &Case) -> anyhow::Result<Value> {
-    let read = |field: &str| anyhow::Ok(serde_json::from_str::<Value>(&case.text(field)?)?);
-    Ok(Value::Array(ikada_envoy::json_patch_diff(&read("after")?, &read("before")?)))
+    Ok(rules(case)?)
 }
