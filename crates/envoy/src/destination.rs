@@ -2,7 +2,7 @@
 
 use crate::{
     context::{GenerateError, ProxyContext},
-    endpoints,
+    endpoints::{self, Shared},
     naming::{Naming, legacy_cluster, legacy_sni, resource_sni},
     resources::Protocol,
 };
@@ -52,6 +52,7 @@ pub(crate) struct Destination {
 /// What is constant over one generation.
 pub(crate) struct Frame<'a> {
     pub(crate) context: &'a ProxyContext<'a>,
+    pub(crate) shared: &'a Shared,
     pub(crate) dataplane: &'a Dataplane,
     pub(crate) mesh_name: &'a str,
     pub(crate) mesh: &'a Mesh,

@@ -2,7 +2,7 @@
 //! shared between proxies.
 
 use crate::{
-    context::Settings,
+    context::{Generated, Settings},
     proto::{socket, string_struct},
     resources::weight,
 };
@@ -17,7 +17,11 @@ use ikada_model::{
     mesh_service::{Port, TargetPort},
 };
 use ikada_world::World;
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 /// Port of inbounds that only stand for a workload without ports.
 pub(crate) const PLACEHOLDER_PORT: u32 = 49151;
@@ -28,6 +32,31 @@ pub(crate) fn resolve<'a>(settings: &'a Settings, address: &'a str) -> Option<&'
         return Some(address);
     }
     settings.hosts.get(address).map(String::as_str).filter(|ip| ip.parse::<IpAddr>().is_ok())
+}
+
+/// What proxies of one world share, so that it is made once: the encoded endpoints of each cluster.
+///
+/// Good for one revision of policy state and one [`Settings`]; make a new one when either changes. Without it every proxy assembles the
+/// endpoints of each of its destinations itself.
+#[derive(Default)]
+pub struct Shared {
+    /// (mesh, cluster) → endpoints.
+    endpoints: Mutex<HashMap<(Arc<str>, String), Generated>>,
+}
+
+impl Shared {
+    /// The endpoints of a cluster, made by `make` when they are asked for the first time. Two threads may both make them; they come out
+    /// equal.
+    pub(crate) fn endpoints(&self, mesh: &Arc<str>, cluster: &str, make: impl FnOnce() -> Generated) -> Generated {
+        let lock = || self.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (mesh.clone(), cluster.to_owned());
+        if let Some(known) = lock().get(&key) {
+            return known.clone();
+        }
+        let made = make();
+        lock().insert(key, made.clone());
+        made
+    }
 }
 
 /// (priority, zone) → endpoints.

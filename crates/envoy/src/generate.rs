@@ -5,6 +5,7 @@ use crate::{
     context::{GenerateError, Generated, ProxyContext},
     destination::Frame,
     dynamic_config::DynamicConfig,
+    endpoints::Shared,
     inbound,
     naming::Naming,
     outbound::{self, Outb},
@@ -20,7 +21,12 @@ use ikada_policy::{MatchOptions, match_policies};
 ///
 /// Errors leave nothing half-made: the caller keeps what the proxy has.
 pub fn generate(context: &ProxyContext<'_>) -> Result<Vec<Generated>, GenerateError> {
-    let frame = frame(context)?;
+    generate_shared(context, &Shared::default())
+}
+
+/// [`generate`] for one of many proxies of the same world, see [`Shared`]. The result is the same.
+pub fn generate_shared(context: &ProxyContext<'_>, shared: &Shared) -> Result<Vec<Generated>, GenerateError> {
+    let frame = frame(context, shared)?;
     let Base { mut set, outbounds, dynamic } = base(&frame)?;
     let options = MatchOptions { include_shadow: context.include_shadow, ..Default::default() };
     let matched = match_policies(context.world, context.dataplane, &options);
@@ -41,10 +47,11 @@ pub fn generate(context: &ProxyContext<'_>) -> Result<Vec<Generated>, GenerateEr
 
 /// What the generators make before any policy: admin, transparent proxying, DNS and inbounds; no outbounds and no secrets.
 pub fn generate_base(context: &ProxyContext<'_>) -> Result<Vec<Generated>, GenerateError> {
-    base(&frame(context)?)?.set.finish()
+    let shared = Shared::default();
+    base(&frame(context, &shared)?)?.set.finish()
 }
 
-fn frame<'a>(context: &'a ProxyContext<'a>) -> Result<Frame<'a>, GenerateError> {
+fn frame<'a>(context: &'a ProxyContext<'a>, shared: &'a Shared) -> Result<Frame<'a>, GenerateError> {
     let resource = context.dataplane;
     let mesh_name = resource.mesh();
     let unreadable = |r: &Resource| GenerateError::Invalid { resource: r.key.to_string(), message: "its spec cannot be read".into() };
@@ -53,7 +60,7 @@ fn frame<'a>(context: &'a ProxyContext<'a>) -> Result<Frame<'a>, GenerateError> 
     let mesh = stored.view::<Mesh>().ok_or_else(|| unreadable(stored))?;
     let exclusive = mesh.mesh_services.mode == MeshServicesMode::Exclusive;
     let naming = Naming { unified: exclusive && context.metadata.has_feature("feature-unified-resource-naming") };
-    let frame = Frame { context, dataplane, mesh_name, mesh, naming };
+    let frame = Frame { context, shared, dataplane, mesh_name, mesh, naming };
     supported(&frame)?;
     Ok(frame)
 }
@@ -66,7 +73,7 @@ struct Base {
 
 fn base(frame: &Frame<'_>) -> Result<Base, GenerateError> {
     let (mut set, mut dynamic) = (ResourceSet::default(), DynamicConfig::default());
-    let transparent = Transparent::of(frame);
+    let transparent = Transparent::of(frame)?;
     admin::generate(frame, &mut set)?;
     let outbounds = match transparent {
         None => outbound::explicit(frame)?,

@@ -37,10 +37,13 @@ pub enum JsonError {
 pub fn pool() -> &'static DescriptorPool {
     static POOL: OnceLock<DescriptorPool> = OnceLock::new();
     POOL.get_or_init(|| {
-        zstd::bulk::decompress(COMPRESSED, MAX_DESCRIPTORS)
+        let mut pool = zstd::bulk::decompress(COMPRESSED, MAX_DESCRIPTORS)
             .ok()
             .and_then(|bytes| DescriptorPool::decode(bytes.as_slice()).ok())
-            .unwrap_or_default()
+            .unwrap_or_default();
+        // Cannot collide: envoy-types has no contrib extensions. Were it refused, only the JSON form of Kafka listeners would be missing.
+        let _ = pool.add_file_descriptor_proto(crate::contrib::descriptors());
+        pool
     })
 }
 

@@ -27,5 +27,6 @@ mod view;
 pub use context::{
     GenerateError, Generated, ProxyContext, ProxyMetadata, ProxySecrets, Settings, TransparentProxyMetadata, type_urls,
 };
-pub use generate::{generate, generate_base};
+pub use endpoints::Shared;
+pub use generate::{generate, generate_base, generate_shared};
 pub use view::{config_view, json_patch_diff};

@@ -1,11 +1,11 @@
 //! Outbounds: which destinations a proxy opens, and their clusters and endpoints (data-plane contract §5.6, §5.9, §5.13).
 
 use crate::{
-    context::GenerateError,
+    context::{GenerateError, type_urls},
     destination::{Destination, Frame},
     endpoints::resolve,
     proto::ads,
-    resources::{ClusterItem, HttpVersion, Part, ResourceSet},
+    resources::{ClusterItem, HttpVersion, Part, ResourceSet, encoded},
     tls,
 };
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{DiscoveryType, EdsClusterConfig};
@@ -67,5 +67,7 @@ pub(crate) fn add_destination(frame: &Frame<'_>, set: &mut ResourceSet, destinat
         set.uses_mesh_secrets = true;
     }
     set.add_cluster(item);
-    set.endpoints.insert(destination.cluster.clone(), Arc::new(destination.endpoints(frame)));
+    let make = || encoded(type_urls::ENDPOINT, &destination.cluster, &destination.endpoints(frame));
+    let endpoints = frame.shared.endpoints(&frame.context.dataplane.key.mesh, &destination.cluster, make);
+    set.endpoints.insert(destination.cluster.clone(), endpoints);
 }

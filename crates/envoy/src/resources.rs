@@ -12,7 +12,6 @@ use envoy_types::pb::{
         config::{
             cluster::v3::{Cluster, cluster},
             core::v3::TransportSocket,
-            endpoint::v3::ClusterLoadAssignment,
             listener::v3::{Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter, filter, listener_filter},
             route::v3::{Route, RouteConfiguration},
         },
@@ -261,7 +260,7 @@ impl ListenerItem {
 #[derive(Debug, Default)]
 pub(crate) struct ResourceSet {
     pub(crate) clusters: BTreeMap<String, ClusterItem>,
-    pub(crate) endpoints: BTreeMap<String, Arc<ClusterLoadAssignment>>,
+    pub(crate) endpoints: BTreeMap<String, Generated>,
     pub(crate) listeners: BTreeMap<String, ListenerItem>,
     pub(crate) secrets: BTreeMap<String, Secret>,
     /// Names of secrets that some context refers to.
@@ -288,9 +287,7 @@ impl ResourceSet {
         for (name, item) in self.clusters {
             out.push(encoded(type_urls::CLUSTER, &name, &item.finish()));
         }
-        for (name, item) in self.endpoints {
-            out.push(encoded(type_urls::ENDPOINT, &name, item.as_ref()));
-        }
+        out.extend(self.endpoints.into_values());
         for (name, item) in self.listeners {
             out.push(encoded(type_urls::LISTENER, &name, &item.finish()));
         }
@@ -301,7 +298,8 @@ impl ResourceSet {
     }
 }
 
-fn encoded<M: Message + Name>(type_url: &'static str, name: &str, message: &M) -> Generated {
+/// A resource, encoded.
+pub(crate) fn encoded<M: Message + Name>(type_url: &'static str, name: &str, message: &M) -> Generated {
     let bytes = canonical(&M::full_name(), message.encode_to_vec());
     Generated { name: name.into(), type_url, version: version(&bytes), bytes: bytes.into() }
 }

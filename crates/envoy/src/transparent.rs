@@ -1,6 +1,7 @@
 //! Transparent proxying: passthrough listeners, DNS and the outbounds that virtual addresses make (data-plane contract §5.7, §5.10, §5.13).
 
 use crate::{
+    context::GenerateError,
     destination::{Destination, Frame, service_kind},
     dynamic_config::DynamicConfig,
     encode::pack,
@@ -54,7 +55,7 @@ pub(crate) struct Transparent {
 
 impl Transparent {
     /// `None`: traffic is not redirected.
-    pub(crate) fn of(frame: &Frame<'_>) -> Option<Transparent> {
+    pub(crate) fn of(frame: &Frame<'_>) -> Result<Option<Transparent>, GenerateError> {
         let (meta, networking) = (frame.context.metadata, &frame.dataplane.networking);
         let found = if meta.has_feature("feature-transparent-proxy-in-dataplane-metadata") {
             match &meta.transparent_proxy {
@@ -62,7 +63,7 @@ impl Transparent {
                 None => Transparent { inbound_port: 15006, outbound_port: 15001, ipv6: true },
             }
         } else {
-            let t = networking.transparent_proxying.as_ref()?;
+            let Some(t) = &networking.transparent_proxying else { return Ok(None) };
             Transparent {
                 inbound_port: t.redirect_port_inbound,
                 outbound_port: t.redirect_port_outbound,
@@ -70,7 +71,10 @@ impl Transparent {
             }
         };
         let reachable = found.ipv6 || resolve(frame.context.settings, &networking.address).is_some_and(|a| a.parse::<Ipv4Addr>().is_ok());
-        (found.inbound_port + found.outbound_port > 0 && reachable).then_some(found)
+        if found.inbound_port.max(found.outbound_port) > 65535 {
+            return Err(frame.invalid("redirect ports of transparent proxying must be in [0, 65535]"));
+        }
+        Ok((found.inbound_port.max(found.outbound_port) > 0 && reachable).then_some(found))
     }
 
     /// Adds the passthrough listeners and clusters.

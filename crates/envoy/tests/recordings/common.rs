@@ -1,6 +1,6 @@
 //! Finding and reading the recordings and conformance cases.
 
-use ikada_model::{Key, Kind, Labels, Resource, labels, rest};
+use ikada_model::{Json, Key, Kind, Labels, Resource, labels, rest};
 use ikada_world::{Command, EntryMeta, Op, Put, World};
 use serde_json::Value;
 use std::{
@@ -67,6 +67,12 @@ impl Filler {
         }
         r = r.with_labels(all);
         self.put_resource(r);
+    }
+    /// Stores a resource in REST form unread, as data would be that got around every check.
+    pub fn put_raw(&mut self, body: &Value) {
+        let kind = body["type"].as_str().and_then(Kind::by_name).unwrap();
+        let spec = if kind.descriptor().body == ikada_model::kind::Body::Flat { body } else { &body["spec"] };
+        self.put_resource(Resource::new(Key::new(kind, "default", body["name"].as_str().unwrap()), Json::from_value(spec)));
     }
     fn put_resource(&mut self, r: Resource) {
         self.index += 1;
