@@ -5,6 +5,9 @@
 use crate::{go, violation::Violation};
 use serde_json::{Map, Number, Value};
 
+/// [`Schema::check`] looks no further once it has this many errors: a body of a megabyte could otherwise cause an answer of fifty.
+pub const MAX_ERRORS: usize = 256;
+
 /// A regular expression of a schema: its text for the message, and the same rule as a function.
 #[derive(Clone, Copy, Debug)]
 pub struct Pattern {
@@ -177,6 +180,9 @@ impl Schema {
 
     /// Collects the errors of `value`, found at `path`, as kube-openapi words them.
     pub fn check(&self, value: &Value, path: &str, errors: &mut Vec<String>) {
+        if errors.len() >= MAX_ERRORS {
+            return;
+        }
         let actual = type_of(value);
         let expected = self.type_name();
         let fits = match &self.ty {
@@ -452,6 +458,12 @@ mod tests {
             ["Checked value must be of type integer with format int32 in spec.weight"]
         );
         assert_eq!(errors(json!({"kind": "A", "weight": 1.5})), ["spec.weight in body must be of type integer: \"number\""]);
+    }
+
+    #[test]
+    fn errors_are_bounded() {
+        let found = errors(json!({"kind": "A", "items": vec![json!({"every": 1}); 5000]}));
+        assert_eq!(found.len(), MAX_ERRORS);
     }
 
     #[test]

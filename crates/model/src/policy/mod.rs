@@ -1,7 +1,7 @@
 //! Kinds with a `spec` body: their schemas, validators and deprecation warnings, and typed readings of their confs
 //! (reference: Kuma 2.14.3 policy contract, §1.1–1.3, 3.5, 4).
 //!
-//! A kind is a [`KindSpec`]: a schema (data) and a validator on the canonical spec. Shared parts: [`target_ref`], [`matches`],
+//! A kind is a [`KindSpec`]: a schema (data) and a validator on the canonical spec. Shared parts: [`target_ref`], [`mod@matches`],
 //! [`common`].
 
 pub mod circuit_breaker;
@@ -105,7 +105,12 @@ fn decode_with(kind: &KindSpec, body: &Value) -> Result<Value, SpecError> {
     schema.canonicalize(&mut spec).map_err(|e| malformed(&e))?;
     let mut violations = Violations::new();
     (kind.validate)(&ValidateContext::default(), &spec, &mut violations);
-    if violations.is_empty() { Ok(spec) } else { Err(SpecError::Invalid(violations.into_vec())) }
+    if violations.is_empty() {
+        return Ok(spec);
+    }
+    let mut found = violations.into_vec();
+    found.truncate(schema::MAX_ERRORS);
+    Err(SpecError::Invalid(found))
 }
 
 /// The part of a kind's schema that is the same for all: `type`, `mesh`, `name`, `labels`, times.
