@@ -13,8 +13,10 @@ mod router;
 pub mod secrets;
 mod state;
 mod system;
+mod tokens;
+mod write;
 
 pub use error::{ApiError, Parameter};
-pub use router::{OverTls, REVISION, router};
+pub use router::{IDEMPOTENCY_KEY, OverTls, REVISION, router};
 pub use state::{ApiOptions, ApiState, ConfigInspector, Index, InspectError, now};
 pub use system::CLUSTER_ID;

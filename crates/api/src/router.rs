@@ -8,7 +8,7 @@ use crate::{
     read::{self, ListRequest},
     route::{self, Route},
     state::{ApiState, InspectError},
-    system,
+    system, tokens, write,
 };
 use axum::{
     Router,
@@ -16,10 +16,12 @@ use axum::{
     extract::{ConnectInfo, Request, State},
     response::{IntoResponse, Response},
 };
-use http::{HeaderValue, Method, StatusCode, header};
-use ikada_model::Mode;
+use bytes::{Bytes, BytesMut};
+use http::{HeaderValue, Method, StatusCode, header, request::Parts};
+use http_body_util::{BodyExt, Limited};
+use ikada_model::{Key, Kind, Mode};
 use ikada_world::World;
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 /// Marks requests that came over TLS; the server inserts it. Links then say `https`.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +29,8 @@ pub struct OverTls;
 
 /// Header with the revision that an answer was read at, or that a write made.
 pub const REVISION: &str = "ikada-revision";
+/// Header of a write that may be repeated: the same key on the same request has the effect of once.
+pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
 /// All endpoints. The server has to insert [`ConnectInfo`] of the peer (without it nobody is local) and [`OverTls`] for TLS.
 pub fn router(state: ApiState) -> Router {
@@ -71,7 +75,7 @@ async fn answer(state: ApiState, request: Request) -> Response {
     dispatch(&state, &parts, body, &user, route).await.unwrap_or_else(IntoResponse::into_response)
 }
 
-fn is_json(parts: &http::request::Parts) -> bool {
+fn is_json(parts: &Parts) -> bool {
     let value = parts.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
     value.split(',').any(|t| {
         let t = t.split(';').next().unwrap_or("").trim();
@@ -79,13 +83,66 @@ fn is_json(parts: &http::request::Parts) -> bool {
     })
 }
 
-/// Who asks. Errors when a token is given and is not valid.
-fn identify(state: &ApiState, parts: &http::request::Parts, _route: &Route) -> Result<User, ApiError> {
+/// Who asks. Errors when a token is given and is not valid; `GET /` takes anybody.
+fn identify(state: &ApiState, parts: &Parts, route: &Route) -> Result<User, ApiError> {
     let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|c| c.0);
     if state.options.localhost_is_admin && auth::is_localhost(peer, &parts.uri, &parts.headers) {
         return Ok(User::admin());
     }
-    Ok(User::anonymous())
+    match auth::bearer(&parts.headers) {
+        Some(token) if state.options.user_tokens && *route != Route::Index => tokens::authenticate(state, &state.replicator.world(), token),
+        _ => Ok(User::anonymous()),
+    }
+}
+
+/// How much of a body that is too large is read and thrown away, in multiples of the limit. A client that is still writing would otherwise see
+/// a closed connection instead of the answer.
+const DRAIN: usize = 8;
+/// How long that may take.
+const DRAIN_TIME: Duration = Duration::from_secs(5);
+
+/// The whole body, or 413.
+async fn read_body(state: &ApiState, parts: &Parts, body: Body) -> Result<Bytes, ApiError> {
+    let limit = state.options.max_body;
+    let too_large = || {
+        let detail = format!("the body is larger than the limit of {limit} bytes");
+        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, title::PROCESS, detail)
+    };
+    let announced = parts.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u64>().ok());
+    if announced.is_some_and(|n| n > limit as u64) && parts.headers.contains_key(header::EXPECT) {
+        return Err(too_large());
+    }
+    let mut out = BytesMut::new();
+    let mut body = Limited::new(body, limit.saturating_mul(DRAIN));
+    let mut over = announced.is_some_and(|n| n > limit as u64);
+    let whole = async {
+        while let Some(frame) = body.frame().await {
+            let Ok(frame) = frame else { return false };
+            if let Ok(data) = frame.into_data()
+                && !over
+            {
+                over = out.len() + data.len() > limit;
+                if over {
+                    out = BytesMut::new();
+                } else {
+                    out.extend_from_slice(&data);
+                }
+            }
+        }
+        true
+    };
+    // The server's read timeout bounds a good body; this one bounds the draining of a bad one as well.
+    let whole = match announced {
+        Some(n) if n > limit as u64 => tokio::time::timeout(DRAIN_TIME, whole).await.unwrap_or(false),
+        _ => whole.await,
+    };
+    if over {
+        return Err(too_large());
+    }
+    if !whole {
+        return Err(ApiError::bad_request("bad request: the body could not be read to its end"));
+    }
+    Ok(out.freeze())
 }
 
 async fn fresh(state: &ApiState, title: &str) -> Result<Arc<World>, ApiError> {
@@ -97,7 +154,7 @@ fn read_at(world: &World, mut r: Response) -> Response {
     r
 }
 
-async fn dispatch(state: &ApiState, parts: &http::request::Parts, _body: Body, user: &User, route: Route) -> Result<Response, ApiError> {
+async fn dispatch(state: &ApiState, parts: &Parts, body: Body, user: &User, route: Route) -> Result<Response, ApiError> {
     let query = Query::parse(parts.uri.query().unwrap_or(""));
     match route {
         Route::Index => Ok(body::json(StatusCode::OK, &system::index(state, &state.replicator.world()))),
@@ -123,13 +180,23 @@ async fn dispatch(state: &ApiState, parts: &http::request::Parts, _body: Body, u
             Ok(read_at(&world, body::json(StatusCode::OK, &read::one(state, &world, user, &query, (kind, &mesh, &name), true)?)))
         }
         Route::Config { mesh, name } => config(state, &query, &mesh, &name).await,
-        Route::One { kind, .. } => Err(ApiError::not_implemented(title::PROCESS, kind)),
-        Route::Token(_) => Err(ApiError::not_implemented("Could not issue a token", "issuing tokens")),
+        Route::One { kind, mesh, name } => {
+            write::check_writable(state, kind)?;
+            let key = Key::new(kind, &mesh, &name);
+            let bytes = if parts.method == Method::PUT { read_body(state, parts, body).await? } else { Bytes::new() };
+            let header = parts.headers.get(IDEMPOTENCY_KEY).map(HeaderValue::as_bytes);
+            let ids = write::Ids::new(header, parts.method.as_str(), parts.uri.path(), &bytes);
+            if parts.method == Method::PUT { write::put(state, user, &key, &bytes, &ids).await } else { write::delete(state, user, &key, &ids).await }
+        }
+        Route::Token(kind) => {
+            let bytes = read_body(state, parts, body).await?;
+            tokens::create(state, user, kind, &bytes).await
+        }
     }
 }
 
 /// Scheme, host and path of the request.
-fn url(parts: &http::request::Parts) -> String {
+fn url(parts: &Parts) -> String {
     let scheme = if parts.extensions.get::<OverTls>().is_some() { "https" } else { "http" };
     let host = parts.headers.get(header::HOST).and_then(|h| h.to_str().ok()).or_else(|| parts.uri.authority().map(|a| a.as_str()));
     format!("{scheme}://{}{}", host.unwrap_or(""), parts.uri.path())
@@ -153,7 +220,7 @@ async fn config(state: &ApiState, query: &Query, mesh: &str, name: &str) -> Resu
         diff = true;
     }
     let world = fresh(state, title::GET).await?;
-    read::require_mesh(&world, ikada_model::Kind::Dataplane, mesh)?;
+    read::require_mesh(&world, Kind::Dataplane, mesh)?;
     match state.inspector.config(mesh, name, shadow, diff).await {
         Ok(v) => Ok(read_at(&world, body::json(StatusCode::OK, &v))),
         Err(InspectError::NotFound) => Err(ApiError::not_found(title::GET)),

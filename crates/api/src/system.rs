@@ -1,7 +1,7 @@
 //! Endpoints about the control plane itself (reference: Kuma 2.14.3 REST contract, §1.3, §4.8).
 
 use crate::{auth::User, state::ApiState};
-use ikada_model::{Kind, Mode, kind::Descriptor, kind::Scope, kind::kds};
+use ikada_model::{Kind, access, kind::Descriptor, kind::Scope, kind::kds};
 use ikada_world::World;
 use serde_json::{Value, json};
 
@@ -31,18 +31,6 @@ pub fn who_am_i(user: &User) -> Value {
     json!({"name": user.name, "groups": user.groups})
 }
 
-/// Whether a kind cannot be written on this control plane (§1.1).
-pub fn read_only(state: &ApiState, d: &Descriptor) -> bool {
-    let o = &state.options;
-    o.read_only
-        || d.read_only
-        || match o.mode {
-            Mode::Global => !d.has(kds::PROVIDED_BY_GLOBAL),
-            Mode::Zone { federated: true } => !d.has(kds::PROVIDED_BY_ZONE),
-            Mode::Zone { federated: false } => false,
-        }
-}
-
 fn named() -> Vec<&'static Descriptor> {
     let mut all: Vec<_> = Kind::all().map(Kind::descriptor).filter(|d| !d.path.is_empty()).collect();
     all.sort_by_key(|d| d.name);
@@ -59,7 +47,7 @@ pub fn resources(state: &ApiState) -> Value {
             let mut v = json!({
                 "name": d.name,
                 "scope": if d.scope == Scope::Mesh { "Mesh" } else { "Global" },
-                "readOnly": o.read_only || o.mode.is_federated() || d.read_only,
+                "readOnly": access::is_listed_read_only(o.mode, d.kind, o.read_only),
                 "path": d.path,
                 "singularDisplayName": d.display,
                 "pluralDisplayName": d.display_plural,
@@ -89,7 +77,7 @@ pub fn policies(state: &ApiState) -> Value {
             let p = d.policy?;
             Some(json!({
                 "name": d.name,
-                "readOnly": read_only(state, d),
+                "readOnly": access::is_read_only(state.options.mode, d.kind, state.options.read_only),
                 "path": d.path,
                 "singularDisplayName": d.display,
                 "pluralDisplayName": d.display_plural,

@@ -1,0 +1,226 @@
+//! PUT and DELETE (reference: Kuma 2.14.3 REST contract, §2.4, §3, §6.4).
+
+use crate::{
+    auth::User,
+    body,
+    error::{ApiError, Parameter, title},
+    managers::{self, ManagerError},
+    read::require_mesh,
+    router::REVISION,
+    state::{ApiState, now},
+};
+use axum::response::Response;
+use http::{HeaderValue, StatusCode};
+use ikada_model::{
+    DecodeError, Decoded, Json, Key, Kind, Mesh, Resource, Violation, Violations, access, decode, ident,
+    labels::{self, Rules},
+};
+use ikada_world::{Applied, Command, CommandId, Expect, Op, OpResult, ProposeError, Put, Reason, World};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+/// How often a write is built anew after somebody else changed the resource in between. PUT is last-writer-wins on the wire.
+const ATTEMPTS: u32 = 5;
+
+/// Where the idempotency keys of a request's commands come from.
+pub struct Ids {
+    /// Of the client's header, with everything the request consists of; `None` without header.
+    fixed: Option<Sha256>,
+}
+
+impl Ids {
+    /// `header` is `Idempotency-Key`. The same key on another request is another command.
+    pub fn new(header: Option<&[u8]>, method: &str, path: &str, body: &[u8]) -> Self {
+        let fixed = header.filter(|h| !h.is_empty()).map(|header| {
+            let mut h = Sha256::new();
+            for part in [header, method.as_bytes(), path.as_bytes(), body] {
+                h.update((part.len() as u64).to_le_bytes());
+                h.update(part);
+            }
+            h
+        });
+        Ids { fixed }
+    }
+    /// Key of an attempt: a repeated request walks through the same keys and so finds the outcome of the first.
+    fn id(&self, state: &ApiState, attempt: u32) -> CommandId {
+        let Some(h) = &self.fixed else { return state.replicator.new_id() };
+        let digest = h.clone().chain_update(attempt.to_le_bytes()).finalize();
+        let mut id = [0; 16];
+        id.iter_mut().zip(digest).for_each(|(a, b)| *a = b);
+        id
+    }
+    fn given(&self) -> bool {
+        self.fixed.is_some()
+    }
+}
+
+fn parameters(violations: impl IntoIterator<Item = Violation>) -> Vec<Parameter> {
+    violations.into_iter().map(|v| Parameter::new(v.field, v.message)).collect()
+}
+
+/// 405 when the kind cannot be written here. Nothing else of the request is looked at before.
+pub fn check_writable(state: &ApiState, kind: Kind) -> Result<(), ApiError> {
+    let o = &state.options;
+    if access::is_read_only(o.mode, kind, o.read_only) {
+        return Err(ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed", access::read_only_message(o.mode)));
+    }
+    Ok(())
+}
+
+fn rules(state: &ApiState) -> Rules<'_> {
+    let o = &state.options;
+    Rules { mode: o.mode, zone: &o.zone, disable_origin_validation: o.disable_origin_label_validation }
+}
+
+async fn fresh(state: &ApiState, title: &str) -> Result<std::sync::Arc<World>, ApiError> {
+    state.replicator.linearizable().await.map_err(|e| ApiError::from_store(title, &e))
+}
+
+fn decode_body(kind: Kind, bytes: &[u8]) -> Result<Decoded, ApiError> {
+    decode::parse(kind, bytes).and_then(|v| decode::decode(kind, &v)).map_err(|e| match e {
+        DecodeError::Malformed(detail) => ApiError::bad_request(detail),
+        DecodeError::Invalid(v) => ApiError::invalid(title::PROCESS, parameters(v)),
+        DecodeError::NotImplemented(kind) => ApiError::not_implemented(title::PROCESS, format_args!("writing resources of type {kind}")),
+    })
+}
+
+/// Step 5 of §3.1: the body's metadata against the path, labels, identifiers.
+fn check_meta(state: &ApiState, key: &Key, d: &Decoded) -> Result<(), ApiError> {
+    let mut out = Violations::new();
+    let kind = key.kind;
+    let mesh = d.mesh.as_deref().unwrap_or("");
+    if *d.name != *key.name {
+        out.add("name", "name from the URL has to be the same as in body");
+    }
+    if state.options.mode.is_federated() && state.options.zone.len() + 1 + d.name.len() >= ident::MAX_LEN {
+        out.add("name", "the length of the name must be shorter");
+    }
+    if d.type_name != kind.name() {
+        out.add("type", "type from the URL has to be the same as in body");
+    }
+    if kind.is_mesh_scoped() && *mesh != *key.mesh {
+        out.add("mesh", "mesh from the URL has to be the same as in body");
+    }
+    labels::validate(&rules(state), kind, &key.mesh, &d.labels, &mut out);
+    ident::validate(kind, mesh, &d.name, &mut out);
+    if out.is_empty() { Ok(()) } else { Err(ApiError::invalid(title::PROCESS, parameters(out))) }
+}
+
+/// Operations of a PUT against one world, the resource itself first, and the warnings.
+async fn build(state: &ApiState, world: &World, key: &Key, d: &Decoded, current: Option<&Resource>) -> Result<(Vec<Op>, Vec<String>), ApiError> {
+    let o = &state.options;
+    let kind = key.kind;
+    let title = if current.is_some() { title::UPDATE } else { title::CREATE };
+    let compute = |labels: &ikada_model::Labels, spec: &Value| {
+        let mut all = labels.clone();
+        labels::compute(o.mode, &o.zone, kind, &key.mesh, spec, &mut all);
+        all
+    };
+    let computed = compute(&d.labels, d.spec.value());
+    if kind == Kind::Dataplane && current.is_none() {
+        labels::check_workload(o.mode, &d.labels).map_err(ApiError::bad_request)?;
+    }
+    if let Some(r) = current {
+        let mut out = Violations::new();
+        labels::check_immutable(&compute(&r.labels, r.spec.value()), &computed, &mut out);
+        if !out.is_empty() {
+            return Err(ApiError::invalid(title::IMMUTABLE, parameters(out)));
+        }
+    }
+    let mut spec = decode::default_spec(kind, d.spec.value().clone());
+    let mesh = world.mesh(&key.mesh).and_then(|m| m.view::<Mesh>());
+    if let (Kind::Dataplane, Some(mesh)) = (kind, mesh) {
+        managers::prepare_dataplane(&o.managers(), mesh, &mut spec, current.is_none());
+    }
+    let mut found = Violations::new();
+    found.extend(decode::validate(kind, &key.mesh, &key.name, &computed, &spec));
+    if kind == Kind::Mesh && current.is_none() {
+        ident::validate_new_mesh_name(&key.name, &mut found);
+    }
+    if !found.is_empty() {
+        return Err(ApiError::invalid(title, parameters(found)));
+    }
+    if let (Kind::Dataplane, Some(mesh)) = (kind, mesh) {
+        // Kuma answers 500 here.
+        managers::check_membership(&key.mesh, mesh, &spec).map_err(|e| ApiError::new(StatusCode::BAD_REQUEST, title, e))?;
+    }
+    let warnings = decode::warnings(kind, &key.mesh, &key.name, &computed, &spec);
+    let put = Put {
+        // Also what Kuma leaves behind (user's Secrets, ExternalServices, RateLimits) goes with its mesh.
+        owner: kind.is_mesh_scoped().then(|| Key::new(Kind::Mesh, "", &key.mesh)),
+        expect: current.map_or(Expect::Absent, |r| Expect::Version(r.version)),
+        ..Put::new(key.clone(), computed, Json::from_value(&spec))
+    };
+    let ops = match (kind, current) {
+        (Kind::Mesh, None) => managers::create_mesh(&o.managers(), world, put, now()).await,
+        (Kind::Mesh, Some(before)) => managers::update_mesh(world, before, put, now()).await,
+        _ => Ok(vec![Op::Put(put)]),
+    };
+    match ops {
+        Ok(ops) => Ok((ops, warnings)),
+        Err(ManagerError::Invalid(p)) => Err(ApiError::invalid(title, p)),
+        Err(ManagerError::Failed(e)) => Err(ApiError::internal(title, e)),
+    }
+}
+
+fn is_race(e: &ProposeError) -> bool {
+    matches!(e, ProposeError::Rejected(r) if matches!(r.reason, Reason::Conflict | Reason::AlreadyExists))
+}
+
+fn written(status: StatusCode, applied: &Applied, body: &Value) -> Response {
+    let mut r = body::json(status, body);
+    r.headers_mut().insert(REVISION, HeaderValue::from(applied.index));
+    r
+}
+
+/// `PUT …/{name}`; the kind is writable.
+pub async fn put(state: &ApiState, user: &User, key: &Key, bytes: &[u8], ids: &Ids) -> Result<Response, ApiError> {
+    let mut world = fresh(state, title::FIND).await?;
+    require_mesh(&world, key.kind, &key.mesh)?;
+    let decoded = decode_body(key.kind, bytes)?;
+    check_meta(state, key, &decoded)?;
+    state.options.access.resource(user, key.kind).map_err(ApiError::denied)?;
+    for attempt in 0.. {
+        let current = world.get(key).cloned();
+        let title = if current.is_some() { title::UPDATE } else { title::CREATE };
+        let (ops, warnings) = build(state, &world, key, &decoded, current.as_deref()).await?;
+        match state.replicator.propose(Command { id: ids.id(state, attempt), ops }).await {
+            Ok(applied) => {
+                let status = if applied.results.first() == Some(&OpResult::Created) { StatusCode::CREATED } else { StatusCode::OK };
+                let body = if warnings.is_empty() { json!({}) } else { json!({"warnings": warnings}) };
+                return Ok(written(status, &applied, &body));
+            }
+            Err(e) if is_race(&e) && attempt + 1 < ATTEMPTS => world = fresh(state, title).await?,
+            Err(e) => return Err(ApiError::from_store(title, &e)),
+        }
+    }
+    Err(ApiError::internal(title::UPDATE, "no attempt was made"))
+}
+
+/// `DELETE …/{name}`; the kind is writable.
+pub async fn delete(state: &ApiState, user: &User, key: &Key, ids: &Ids) -> Result<Response, ApiError> {
+    for attempt in 0.. {
+        let world = fresh(state, title::DELETE).await?;
+        require_mesh(&world, key.kind, &key.mesh)?;
+        state.options.access.resource(user, key.kind).map_err(ApiError::denied)?;
+        let ops = match world.get(key) {
+            Some(r) => {
+                let mut out = Violations::new();
+                labels::validate_delete(&rules(state), key.kind, &r.labels, &mut out);
+                if !out.is_empty() {
+                    return Err(ApiError::invalid(title::DELETE, parameters(out)));
+                }
+                managers::delete(&state.options.managers(), &world, r).map_err(|p| ApiError::invalid(title::DELETE, p))?
+            }
+            // A repeated request gets the answer of the first; a new one is rejected as not found.
+            None if ids.given() => vec![Op::Delete { key: key.clone(), expect: Expect::Exists }],
+            None => return Err(ApiError::not_found(title::DELETE)),
+        };
+        match state.replicator.propose(Command { id: ids.id(state, attempt), ops }).await {
+            Ok(applied) => return Ok(written(StatusCode::OK, &applied, &json!({}))),
+            Err(e) if is_race(&e) && attempt + 1 < ATTEMPTS => {}
+            Err(e) => return Err(ApiError::from_store(title::DELETE, &e)),
+        }
+    }
+    Err(ApiError::internal(title::DELETE, "no attempt was made"))
+}
