@@ -78,7 +78,10 @@ pub fn by_kri(state: &ApiState, world: &World, user: &User, query: &Query, kri: 
         Mode::Zone { .. } => kri.zone == state.options.zone,
     };
     let part = |s: &str| (!s.is_empty()).then(|| s.to_owned());
-    let name = if local {
+    let stored = |name: &str| world.find(kri.kind, &kri.mesh, name);
+    // On a zone, what carries no zone (meshes, resources of an old store) is stored under its plain name.
+    let unzoned = kri.zone.is_empty() && stored(&kri.name).is_some_and(|r| Kri::of(r) == kri.without_section());
+    let name = if local || unzoned {
         kri.name.clone()
     } else {
         synced_name(&kri.mesh, &kri.name, part(&kri.zone).as_deref(), part(&kri.namespace).as_deref())

@@ -21,7 +21,7 @@ use http::{HeaderValue, Method, StatusCode, header, request::Parts};
 use http_body_util::{BodyExt, Limited};
 use ikada_model::{Key, Kind, Mode};
 use ikada_world::World;
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 
 /// Marks requests that came over TLS; the server inserts it. Links then say `https`.
 #[derive(Clone, Copy, Debug)]
@@ -98,10 +98,7 @@ fn identify(state: &ApiState, parts: &Parts, route: &Route) -> Result<User, ApiE
 /// How much of a body that is too large is read and thrown away, in multiples of the limit. A client that is still writing would otherwise see
 /// a closed connection instead of the answer.
 const DRAIN: usize = 8;
-/// How long that may take.
-const DRAIN_TIME: Duration = Duration::from_secs(5);
-
-/// The whole body, or 413.
+/// The whole body, or 413, or 408 when it does not come in time.
 async fn read_body(state: &ApiState, parts: &Parts, body: Body) -> Result<Bytes, ApiError> {
     let limit = state.options.max_body;
     let too_large = || {
@@ -131,14 +128,14 @@ async fn read_body(state: &ApiState, parts: &Parts, body: Body) -> Result<Bytes,
         }
         true
     };
-    // The server's read timeout bounds a good body; this one bounds the draining of a bad one as well.
-    let whole = match announced {
-        Some(n) if n > limit as u64 => tokio::time::timeout(DRAIN_TIME, whole).await.unwrap_or(false),
-        _ => whole.await,
-    };
+    let whole = tokio::time::timeout(state.options.read_timeout, whole).await;
     if over {
         return Err(too_large());
     }
+    let Ok(whole) = whole else {
+        let detail = format!("the body did not arrive within {} s", state.options.read_timeout.as_secs());
+        return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, title::PROCESS, detail));
+    };
     if !whole {
         return Err(ApiError::bad_request("bad request: the body could not be read to its end"));
     }

@@ -5,7 +5,10 @@ use async_trait::async_trait;
 use ikada_model::{Mode, Timestamp};
 use ikada_world::Replicator;
 use serde_json::Value;
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 /// Settings (`apiServer.*`, `multizone.zone.*`, `access.static.*` and what follows from them).
 #[derive(Clone, Debug)]
@@ -42,6 +45,8 @@ pub struct ApiOptions {
     pub create_mesh_routing_resources: bool,
     /// Largest accepted request body in bytes.
     pub max_body: usize,
+    /// `apiServer.readTimeout`: how long a request's body may take.
+    pub read_timeout: Duration,
     /// Shown by `GET /`.
     pub index: Index,
 }
@@ -83,6 +88,7 @@ impl Default for ApiOptions {
             unsafe_delete: false,
             create_mesh_routing_resources: false,
             max_body: 8 * 1024 * 1024,
+            read_timeout: Duration::from_secs(10),
             index: Index {
                 hostname: String::new(),
                 product: "Kuma".into(),

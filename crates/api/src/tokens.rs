@@ -60,9 +60,8 @@ fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(d: D) -> R
     Ok(Option::<T>::deserialize(d)?.unwrap_or_default())
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
 #[serde(default, rename_all = "camelCase")]
-#[derive(Default)]
 struct DataplaneRequest {
     #[serde(deserialize_with = "nullable")]
     name: String,
@@ -99,9 +98,13 @@ struct UserRequest {
     valid_for: String,
 }
 
-/// Body of a request, or the empty 400 that an undecodable one gets.
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Response> {
-    serde_json::from_slice(bytes).map_err(|_| body::with_type(StatusCode::BAD_REQUEST, "application/json", Vec::new()))
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    serde_json::from_slice(bytes).ok()
+}
+
+/// What an undecodable body gets: 400 without a body.
+fn undecodable() -> Response {
+    body::with_type(StatusCode::BAD_REQUEST, "application/json", Vec::new())
 }
 
 /// A life that may be empty.
@@ -119,7 +122,6 @@ fn life(text: &str, found: &mut Vec<Parameter>) -> Duration {
 }
 
 fn refuse_if(found: Vec<Parameter>) -> Result<(), ApiError> {
-    // Title of the request, not of a resource; the detail is the same.
     if found.is_empty() { Ok(()) } else { Err(ApiError::invalid(INVALID, found)) }
 }
 
@@ -128,10 +130,7 @@ pub async fn create(state: &ApiState, user: &User, kind: TokenKind, bytes: &[u8]
     let o = &state.options;
     match kind {
         TokenKind::Dataplane => {
-            let rq: DataplaneRequest = match parse(bytes) {
-                Ok(rq) => rq,
-                Err(r) => return Ok(r),
-            };
+            let Some(rq) = parse::<DataplaneRequest>(bytes) else { return Ok(undecodable()) };
             let mut found = Vec::new();
             if rq.mesh.is_empty() {
                 found.push(Parameter::new("mesh", "cannot be empty"));
@@ -147,10 +146,7 @@ pub async fn create(state: &ApiState, user: &User, kind: TokenKind, bytes: &[u8]
             sign(state, o.dataplane_token_issuer, &scope, &claims, life).await
         }
         TokenKind::Zone => {
-            let rq: ZoneRequest = match parse(bytes) {
-                Ok(rq) => rq,
-                Err(r) => return Ok(r),
-            };
+            let Some(rq) = parse::<ZoneRequest>(bytes) else { return Ok(undecodable()) };
             o.access.zone_token(user, &rq.zone).map_err(ApiError::denied)?;
             let mut found = Vec::new();
             if rq.scope.is_none() {
@@ -162,10 +158,7 @@ pub async fn create(state: &ApiState, user: &User, kind: TokenKind, bytes: &[u8]
             sign(state, o.zone_token_issuer, &KeyScope::Zone, &claims, life).await
         }
         TokenKind::User => {
-            let rq: UserRequest = match parse(bytes) {
-                Ok(rq) => rq,
-                Err(r) => return Ok(r),
-            };
+            let Some(rq) = parse::<UserRequest>(bytes) else { return Ok(undecodable()) };
             o.access.user_token(user).map_err(ApiError::denied)?;
             let mut found = Vec::new();
             if rq.name.is_empty() {

@@ -57,7 +57,8 @@ impl FromStr for Kri {
     type Err = String;
     fn from_str(s: &str) -> Result<Self, String> {
         let parts: Vec<&str> = s.split('_').collect();
-        let [prefix, short, mesh, zone, namespace, name, section] = parts.as_slice() else {
+        // Kuma ignores what follows the seventh part.
+        let [prefix, short, mesh, zone, namespace, name, section, ..] = parts.as_slice() else {
             return Err(format!("invalid identifier string: {s:?}"));
         };
         if *prefix != "kri" {
@@ -121,6 +122,7 @@ mod tests {
         assert_eq!(s.parse::<Kri>().unwrap().to_string(), s);
         assert_eq!("x".parse::<Kri>().unwrap_err(), "invalid identifier string: \"x\"");
         assert_eq!("a_b_c_d_e_f_g".parse::<Kri>().unwrap_err(), "identifier must start with 'kri': \"a_b_c_d_e_f_g\"");
+        assert_eq!("kri___default_default__mtp-3_".parse::<Kri>().unwrap_err(), "unknown short name of resource type: \"\"");
         assert_eq!("kri_b_c_d_e_f_g".parse::<Kri>().unwrap_err(), "unknown short name of resource type: \"b\"");
     }
 }
