@@ -128,10 +128,6 @@ async fn build(state: &ApiState, world: &World, key: &Key, d: &Decoded, current:
         }
     }
     let mut spec = decode::default_spec(kind, d.spec.value().clone());
-    let mesh = world.mesh(&key.mesh).and_then(|m| m.view::<Mesh>());
-    if let (Kind::Dataplane, Some(mesh)) = (kind, mesh) {
-        managers::prepare_dataplane(&o.managers(), mesh, &mut spec, current.is_none());
-    }
     let mut found = Violations::new();
     found.extend(decode::validate(kind, &key.mesh, &key.name, &computed, &spec));
     if kind == Kind::Mesh && current.is_none() {
@@ -140,7 +136,10 @@ async fn build(state: &ApiState, world: &World, key: &Key, d: &Decoded, current:
     if !found.is_empty() {
         return Err(ApiError::invalid(title, parameters(found)));
     }
+    let mesh = world.mesh(&key.mesh).and_then(|m| m.view::<Mesh>());
     if let (Kind::Dataplane, Some(mesh)) = (kind, mesh) {
+        // After validation: an inbound without tags is valid, one with nothing but the zone tag would not be.
+        managers::prepare_dataplane(&o.managers(), mesh, &mut spec, current.is_none());
         // Kuma answers 500 here.
         managers::check_membership(&key.mesh, mesh, &spec).map_err(|e| ApiError::new(StatusCode::BAD_REQUEST, title, e))?;
     }
