@@ -127,6 +127,7 @@ impl Machine {
                 t.diff = None;
             }
         }
+        self.expected_endpoints.retain(|n| snapshot.typed(ENDPOINTS).is_some_and(|t| t.get(n).is_some()));
         self.snapshot = Some(snapshot);
     }
 
@@ -146,6 +147,7 @@ impl Machine {
         if !first && !request.response_nonce.is_empty() {
             match t.answer(&request) {
                 Answer::Stale => stale = true,
+                Answer::Nothing => {}
                 Answer::Ack(pending) => {
                     t.accept(variant, &pending);
                     verdict = Some((pending, None));
@@ -230,7 +232,10 @@ impl Machine {
         for ((_, url), t) in &mut self.types {
             t.refresh(self.variant, url, &snapshot);
         }
-        let settled = |m: &Self, url: &str| m.state(url).is_none_or(|t| t.pending.is_none() && t.diff.as_ref().is_none_or(Diff::is_empty));
+        // While the client rejects a listener or route, what it has instead may refer to clusters that are gone from the snapshot.
+        let settled = |m: &Self, url: &str| {
+            m.state(url).is_none_or(|t| t.pending.is_none() && !t.has_rejected() && t.diff.as_ref().is_none_or(Diff::is_empty))
+        };
         let quiet = |m: &Self, url: &str| m.state(url).is_none_or(|t| t.pending.is_none() && t.diff.as_ref().is_none_or(|d| !d.adds()));
         let clusters_quiet = quiet(self, CLUSTER);
         let endpoints_quiet = quiet(self, ENDPOINTS) && self.expected_endpoints.is_empty();
@@ -257,10 +262,29 @@ impl Machine {
         let nonce = self.nonces.to_string();
         let variant = self.variant;
         let t = self.types.get_mut(&(rank(&url), url.clone()))?;
-        Some(t.send(variant, url, nonce, removals, now))
+        let out = t.send(variant, url, nonce, removals, now);
+        if &*out.type_url == CLUSTER {
+            let changed: Vec<_> = t.pending.iter().flat_map(|p| &p.upserts).filter_map(|c| c.encoded.endpoints.clone()).collect();
+            self.repeat_endpoints(&changed);
+        }
+        Some(out)
+    }
+
+    /// The client waits for the endpoints of each cluster it is sent. Their wire version tells most changes, but not a cluster that changed there and
+    /// back before its endpoints went out.
+    fn repeat_endpoints(&mut self, names: &[Arc<str>]) {
+        let Some(eds) = self.types.get_mut(&(rank(ENDPOINTS), ENDPOINTS.into())) else { return };
+        for name in names {
+            eds.ask_again(name);
+        }
     }
 
     fn state(&self, url: &str) -> Option<&TypeState> {
         self.types.get(&(rank(url), url.into()))
     }
 }
+
+#[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
+mod model_tests;

@@ -40,7 +40,10 @@ pub(crate) enum Refusal {
 
 /// What a nonce answers.
 pub(super) enum Answer {
+    /// An older response, or none of ours.
     Stale,
+    /// The last response, which was answered before.
+    Nothing,
     Ack(Pending),
     Nack(Pending, String),
 }

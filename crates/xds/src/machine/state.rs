@@ -56,6 +56,8 @@ pub(super) struct TypeState {
     /// State of the world: a response made of this target was rejected as a whole.
     rejected_target: Option<u64>,
     pub pending: Option<Pending>,
+    /// Nonce of the last response, answered or not.
+    last_nonce: String,
     /// Nothing is sent before.
     pub hold_until: Option<Instant>,
     /// What there is to send; `None` = to be computed.
@@ -63,9 +65,26 @@ pub(super) struct TypeState {
 }
 
 impl TypeState {
+    #[cfg(test)]
+    pub fn type_url(&self) -> &Arc<str> {
+        &self.type_url
+    }
+
+    /// Whether the client refused something of the current target.
+    pub fn has_rejected(&self) -> bool {
+        !self.rejected.is_empty() || self.rejected_target.is_some()
+    }
+
     /// Whether the client wants this name.
     pub fn wants(&self, name: &str) -> bool {
         self.wildcard || self.subscribed.contains(name)
+    }
+
+    /// Has a wanted name answered once more.
+    pub fn ask_again(&mut self, name: &Arc<str>) {
+        if self.wants(name) && self.asked.insert(name.clone()) {
+            self.diff = None;
+        }
     }
 
     pub fn check(&self, max_names: usize) -> Result<(), Refusal> {
@@ -79,6 +98,8 @@ impl TypeState {
     /// Takes the pending response when the request answers it.
     pub fn answer(&mut self, request: &Request) -> Answer {
         match self.pending.take_if(|p| p.nonce == request.response_nonce) {
+            // An answered nonce comes again with later changes of the subscription.
+            None if self.last_nonce == request.response_nonce => Answer::Nothing,
             None => Answer::Stale,
             Some(p) => match &request.error {
                 None => Answer::Ack(p),
@@ -250,6 +271,8 @@ impl TypeState {
             self.asked.retain(|n| target.contains_key(&**n));
             if self.rejected_target == Some(whole) {
                 diff = Diff::default();
+            } else {
+                self.rejected_target = None;
             }
         }
         self.diff = Some(diff);
@@ -268,6 +291,7 @@ impl TypeState {
         self.asked.clear();
         self.due = false;
         self.hold_until = None;
+        self.last_nonce.clone_from(&nonce);
         let resources = match variant {
             Variant::Delta => diff.upserts.clone(),
             Variant::StateOfTheWorld => {

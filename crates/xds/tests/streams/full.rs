@@ -64,6 +64,20 @@ async fn named_subscriptions() {
 }
 
 #[tokio::test]
+async fn a_subscription_changes_with_an_answered_nonce() {
+    let (fake, address) = serve(options()).await;
+    fake.publish(snapshot([resource(SECRET, "s", "s1"), resource(SECRET, "t", "t1")]));
+    let mut c = FullClient::new(address, "m.dp").await;
+    c.request(SECRET, &["s"], "", "", None).await;
+    let r = c.next().await;
+    c.request(SECRET, &["s"], &r.version_info, &r.nonce, None).await;
+    c.request(SECRET, &["s", "t"], &r.version_info, &r.nonce, None).await;
+    assert_eq!(c.expect(SECRET, &["s", "t"]).await, ["s1", "t1"]);
+    c.silence().await;
+    assert_eq!(fake.journal(), ["sent Secret +1 -0", "ack Secret", "sent Secret +2 -0", "ack Secret"]);
+}
+
+#[tokio::test]
 async fn resume_with_the_same_version_sends_nothing() {
     let (fake, address) = serve(options()).await;
     fake.publish(snapshot([resource(CLUSTER, "a", "a1")]));
