@@ -307,9 +307,10 @@ fn inbound(at: &Path, inbound: &Value, dataplane_address: &str, out: &mut Violat
     }
 }
 
-/// Tags are optional as a whole; with tags there must be a service.
+/// Tags are optional as a whole; with tags there must be a service. The zone alone does not count: the control plane adds it to owners
+/// without tags ([`prepare_dataplane`]), and what it stores must stay writable.
 fn required_service(at: &Path, tags: &[(&str, &str)], out: &mut Violations) {
-    if !tags.is_empty() && !checks::has_service(tags) {
+    if tags.iter().any(|(k, _)| *k != labels::ZONE) && !checks::has_service(tags) {
         out.add(at.key(TAG_SERVICE), "tag has to exist");
     }
 }
@@ -536,6 +537,18 @@ mod tests {
                 "networking.listeners[2]: address:port 10.0.0.1:80 collides with an inbound listener",
                 "networking.listeners[3].type: type must be ZoneIngress or ZoneEgress",
             ]
+        );
+    }
+
+    #[test]
+    fn what_is_prepared_stays_valid() {
+        let spec = json!({"networking": {"address": "10.0.0.1", "inbound": [{"port": 80}], "transparentProxying": {}}});
+        let prepared = prepare_dataplane("z", MeshServicesMode::Disabled, true, spec);
+        assert_eq!(prepared["networking"]["inbound"][0]["tags"], json!({"kuma.io/zone": "z"}));
+        assert_eq!(errors(prepared["networking"].clone()), Vec::<String>::new());
+        assert_eq!(
+            errors(json!({"address": "10.0.0.1", "inbound": [{"port": 80, "tags": {"kuma.io/zone": "z", "v": "1"}}]})),
+            ["networking.inbound[0].tags[\"kuma.io/service\"]: tag has to exist"]
         );
     }
 }

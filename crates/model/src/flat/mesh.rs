@@ -374,45 +374,10 @@ pub fn default_spec(mut spec: Value) -> Value {
     spec
 }
 
-/// Rule on an update (§6.3), on canonical specs: the CA cannot be changed while mTLS is on.
-pub fn validate_update(before: &Value, after: &Value, out: &mut Violations) {
-    let enabled = |spec: &Value| text(spec.get("mtls").unwrap_or(&Value::Null), "enabledBackend").to_owned();
-    let (old, new) = (enabled(before), enabled(after));
-    if !old.is_empty() && !new.is_empty() && old != new {
-        out.add("mtls.enabledBackend", "Changing CA when mTLS is enabled is forbidden. Disable mTLS first and then change the CA");
-    }
-}
-
-/// Why a proxy with these tag sets (inbounds in order, then the gateway) cannot be a member of the mesh; `None` = it can (§8.1).
-pub fn membership_error(mesh: &str, mesh_spec: &Value, tag_sets: &[&std::collections::BTreeMap<String, String>]) -> Option<String> {
-    let proxy = mesh_spec.pointer("/constraints/dataplaneProxy")?;
-    let (requirements, restrictions) = (list(proxy, "requirements"), list(proxy, "restrictions"));
-    let show = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(" ");
-    for tags in tag_sets {
-        let matches = |rules: &Value| {
-            text_map(rules, "tags").iter().all(|(k, want)| {
-                let have = tags.get(*k).map_or("", String::as_str);
-                if *want == "*" { !have.is_empty() } else { have == *want }
-            })
-        };
-        let own: Vec<(&str, &str)> = tags.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-        let intro = format!("dataplane cannot be a member of mesh {} because its tags {}", go::quote(mesh), go::quote(&show(&own)));
-        if !requirements.is_empty() && !requirements.iter().any(matches) {
-            return Some(format!("{intro} does not fulfill any requirements defined on the Mesh"));
-        }
-        if let Some(hit) = restrictions.iter().find(|r| matches(r)) {
-            let hit = go::quote(&show(&text_map(hit, "tags")));
-            return Some(format!("{intro} matches restricted tags {hit} defined on the Mesh"));
-        }
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
-    use std::collections::BTreeMap;
 
     fn errors(spec: Value) -> Vec<String> {
         let mut out = Violations::new();
@@ -462,35 +427,5 @@ mod tests {
         );
         assert_eq!(once["metrics"]["backends"][1].get("conf"), None);
         assert_eq!(default_spec(once.clone()), once);
-    }
-
-    #[test]
-    fn ca_change() {
-        let spec = |b: &str| json!({"mtls": {"enabledBackend": b}});
-        let check = |a: Value, b: Value| {
-            let mut out = Violations::new();
-            validate_update(&a, &b, &mut out);
-            out.into_vec().len()
-        };
-        assert_eq!(check(spec("a"), spec("b")), 1);
-        assert_eq!(check(spec("a"), spec("a")), 0);
-        assert_eq!(check(spec("a"), json!({})), 0);
-        assert_eq!(check(json!({}), spec("b")), 0);
-    }
-
-    #[test]
-    fn membership() {
-        let tags: BTreeMap<String, String> = [("a".to_owned(), "1".to_owned()), ("b".to_owned(), "2".to_owned())].into();
-        let mesh = |c: Value| json!({"constraints": {"dataplaneProxy": c}});
-        assert_eq!(membership_error("m", &json!({}), &[&tags]), None);
-        assert_eq!(membership_error("m", &mesh(json!({"requirements": [{"tags": {"c": "*"}}, {"tags": {"a": "*"}}]})), &[&tags]), None);
-        assert_eq!(
-            membership_error("m", &mesh(json!({"requirements": [{"tags": {"a": "2"}}]})), &[&tags]).unwrap(),
-            "dataplane cannot be a member of mesh \"m\" because its tags \"a=1 b=2\" does not fulfill any requirements defined on the Mesh"
-        );
-        assert_eq!(
-            membership_error("m", &mesh(json!({"restrictions": [{"tags": {"b": "*"}}]})), &[&tags]).unwrap(),
-            "dataplane cannot be a member of mesh \"m\" because its tags \"a=1 b=2\" matches restricted tags \"b=*\" defined on the Mesh"
-        );
     }
 }
