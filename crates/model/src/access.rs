@@ -27,10 +27,12 @@ pub fn is_listed_read_only(mode: Mode, kind: Kind, api_read_only: bool) -> bool 
 pub fn read_only_message(mode: Mode) -> &'static str {
     match mode {
         Mode::Global => {
-            "On global control plane you can not modify dataplane resources with 'kumactl apply' or via the HTTP API. You can still use 'kumactl' or the HTTP API to modify them on the zone control plane.\n"
+            "On global control plane you can not modify dataplane resources with 'kumactl apply' or via the HTTP API. You can still use \
+                'kumactl' or the HTTP API to modify them on the zone control plane.\n"
         }
         Mode::Zone { .. } => {
-            "On zone control plane you can only modify zone resources with 'kumactl apply' or via the HTTP API. You can still use 'kumactl' or the HTTP API to modify the rest of the resource on the global control plane.\n"
+            "On zone control plane you can only modify zone resources with 'kumactl apply' or via the HTTP API. You can still use \
+                'kumactl' or the HTTP API to modify the rest of the resource on the global control plane.\n"
         }
     }
 }

@@ -12,9 +12,12 @@ pub const MAX_LABEL_LEN: usize = 63;
 
 const EMPTY: &str = "cannot be empty";
 const TOO_LONG: &str = "value length must less or equal 253";
-const NAME_CHARS: &str = "invalid characters. A lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character";
+const NAME_CHARS: &str = "invalid characters. A lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or \
+    '.', and must start and end with an alphanumeric character";
 const MESH_CHARS: &str = "invalid characters. Valid characters are numbers, lowercase latin letters and '-', '_', '.' symbols.";
-const DNS1035_CHARS: &str = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')";
+const DNS1035_CHARS: &str = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic \
+    character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is \
+    '[a-z]([-a-z0-9]*[a-z0-9])?')";
 
 /// First rule that `name` breaks, as a message. `None` = a valid resource name.
 pub fn name_error(name: &str) -> Option<&'static str> {
@@ -109,7 +112,8 @@ pub fn dns1035_warning(kind: Kind, display_name: &str) -> Option<String> {
     let errors = dns1035_errors(display_name);
     (!errors.is_empty()).then(|| {
         format!(
-            "Invalid {kind} resource name: '{display_name}'. It does not conform to the DNS format (RFC 1035). This is deprecated. Errors: {}",
+            "Invalid {kind} resource name: '{display_name}'. It does not conform to the DNS format (RFC 1035). This is deprecated. \
+                Errors: {}",
             errors.join("; ")
         )
     })

@@ -2,7 +2,7 @@
 //! in the order of a PUT, without a server. Cases of kinds that are not implemented are counted, not judged.
 
 use ikada_model::{
-    Kind, Labels, Mode, Violation,
+    Dataplane, Json, Key, Kind, Labels, Mesh, Mode, Resource, Violation,
     decode::{self, DecodeError},
     flat, ident, labels,
     rest::META_KEYS,
@@ -263,6 +263,13 @@ fn stored_resources_decode() {
                 |v: &Value| flat::flat_kind(kind).unwrap().canonicalize(v).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
             let once = canonicalize(resource);
             assert_eq!(canonicalize(&once), once, "{kind} in {}", path.display());
+            let stored = Resource::new(Key::new(kind, text(resource, "mesh"), text(resource, "name")), Json::from_value(&once));
+            let readable = match kind {
+                Kind::Mesh => stored.view::<Mesh>().is_some(),
+                Kind::Dataplane => stored.view::<Dataplane>().is_some(),
+                _ => true,
+            };
+            assert!(readable, "no view of {kind} in {}: {once}", path.display());
             *counts.entry(kind).or_default() += 1;
         }
     }

@@ -1,7 +1,7 @@
 //! Decoding of arbitrary bodies: never a panic, and a canonical spec stays what it is.
 
 use ikada_model::{
-    Kind, Labels,
+    Dataplane, Json, Key, Kind, Labels, Mesh, MeshService, Resource,
     decode::{self, DecodeError},
     flat::{
         flat_kind,
@@ -107,6 +107,60 @@ fn body() -> impl Strategy<Value = Value> {
     })
 }
 
+/// Values of a type, now and then one that does not fit.
+fn typed(ty: &'static Type) -> BoxedStrategy<Value> {
+    let texts = ["", "a", "prometheus", "builtin", "10.0.0.1", "kuma.io/service", "MeshService"];
+    let fitting = match ty {
+        Type::String | Type::StringValue => proptest::sample::select(texts.to_vec()).prop_map(Value::from).boxed(),
+        Type::Bool | Type::BoolValue => any::<bool>().prop_map(Value::from).boxed(),
+        Type::U32 | Type::U32Value => prop_oneof![Just(0u32), Just(80), any::<u32>()].prop_map(Value::from).boxed(),
+        Type::U64 => any::<u64>().prop_map(|n| Value::from(n.to_string())).boxed(),
+        Type::Double | Type::DoubleValue => any::<f32>().prop_map(|n| json!(n)).boxed(),
+        Type::Bytes | Type::BytesValue => Just(json!("YWJj")).boxed(),
+        Type::Duration => Just(json!("1m")).boxed(),
+        Type::Timestamp => Just(json!("2026-01-01T00:00:00.5Z")).boxed(),
+        Type::Enum(e) => {
+            (0..e.values.len(), any::<bool>()).prop_map(|(i, name)| if name { json!(e.values[i].0) } else { json!(e.values[i].1) }).boxed()
+        }
+        Type::Struct => prop_oneof![Just(json!({})), Just(json!({"port": 1.0, "caCert": {"RSAbits": 2048}}))].boxed(),
+        Type::Message(m) => message(m),
+        Type::List(t) => proptest::collection::vec(typed(t), 0..3).prop_map(Value::Array).boxed(),
+        Type::Map(t) => proptest::collection::btree_map("[a-z/]{0,3}", typed(t), 0..3).prop_map(|m| json!(m)).boxed(),
+    };
+    let odd = proptest::sample::select(vec![Value::Null, json!(1), json!("x"), json!([]), json!({})]);
+    prop_oneof![60 => fitting, 1 => odd].boxed()
+}
+
+/// A message with about half of its fields.
+fn message(message: &'static Message) -> BoxedStrategy<Value> {
+    let fields: Vec<_> = message.fields.iter().map(|f| proptest::option::of(typed(&f.ty))).collect();
+    let names: Vec<&str> = message.fields.iter().map(|f| f.json).collect();
+    let present = move |values: Vec<Option<Value>>| {
+        Value::Object(names.iter().zip(values).filter_map(|(n, v)| Some(((*n).to_owned(), v?))).collect::<Map<_, _>>())
+    };
+    fields.prop_map(present).boxed()
+}
+
+/// A spec of some flat kind, mostly well-formed.
+fn flat_spec() -> impl Strategy<Value = (Kind, Value)> {
+    let kinds: Vec<Kind> = Kind::all().filter(|k| flat_kind(*k).is_some()).collect();
+    proptest::sample::select(kinds).prop_flat_map(|kind| {
+        let spec = flat_kind(kind).map_or_else(|| Just(Value::Null).boxed(), |f| message(f.message));
+        spec.prop_map(move |spec| (kind, spec))
+    })
+}
+
+/// Whatever is stored can be read by every consumer.
+fn has_view(kind: Kind, spec: &Value) -> bool {
+    let stored = Resource::new(Key::new(kind, "m", "x"), Json::from_value(spec));
+    match kind {
+        Kind::Mesh => stored.view::<Mesh>().is_some(),
+        Kind::Dataplane => stored.view::<Dataplane>().is_some(),
+        Kind::MeshService => stored.view::<MeshService>().is_some(),
+        _ => true,
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
@@ -115,6 +169,7 @@ proptest! {
         for kind in implemented() {
             match decode::decode(kind, &body) {
                 Ok(decoded) => {
+                    prop_assert!(has_view(kind, decoded.spec.value()), "{} {:?}", kind, decoded.spec);
                     let spec = decode::default_spec(kind, decoded.spec.value().clone());
                     decode::validate(kind, "m", &name, &decoded.labels, &spec);
                     decode::warnings(kind, "m", &name, &decoded.labels, &spec);
@@ -129,16 +184,15 @@ proptest! {
     }
 
     #[test]
-    fn canonical_form_is_a_fixed_point(body in body()) {
-        for kind in implemented() {
-            let Some(flat) = flat_kind(kind) else { continue };
-            if let Ok(once) = flat.canonicalize(&body) {
-                prop_assert_eq!(flat.canonicalize(&once), Ok(once.clone()), "{}", kind);
-                if let Some(fill) = flat.default {
-                    let filled = fill(once);
-                    prop_assert_eq!(flat.canonicalize(&filled), Ok(filled.clone()));
-                    prop_assert_eq!(fill(filled.clone()), filled);
-                }
+    fn canonical_form_is_a_fixed_point((kind, body) in flat_spec()) {
+        if let Some(flat) = flat_kind(kind) && let Ok(once) = flat.canonicalize(&body) {
+            prop_assert_eq!(flat.canonicalize(&once), Ok(once.clone()), "{}", kind);
+            prop_assert!(has_view(kind, &once), "{} {}", kind, once);
+            decode::validate(kind, "m", "x", &Labels::new(), &once);
+            if let Some(fill) = flat.default {
+                let filled = fill(once);
+                prop_assert_eq!(flat.canonicalize(&filled), Ok(filled.clone()));
+                prop_assert_eq!(fill(filled.clone()), filled);
             }
         }
     }

@@ -396,7 +396,8 @@ mod tests {
             errors(json!({"constraints": {"dataplaneProxy": {"requirements": [{}], "restrictions": [{"tags": {"a": "b*"}}]}}})),
             [
                 "constraints.dataplaneProxy.requirements[0].tags: must have at least one tag",
-                "constraints.dataplaneProxy.restrictions[0].tags[\"a\"]: tag value must consist of alphanumeric characters, dots, dashes, slashes and underscores or be \"*\""
+                "constraints.dataplaneProxy.restrictions[0].tags[\"a\"]: tag value must consist of alphanumeric characters, dots, \
+                    dashes, slashes and underscores or be \"*\""
             ]
         );
     }
