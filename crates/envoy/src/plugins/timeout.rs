@@ -1,6 +1,9 @@
 //! MeshTimeout (policy contract §4.1).
 
-use super::conf::{Conf, UNSET};
+use super::{
+    client_timeout,
+    conf::{Conf, UNSET},
+};
 use crate::{
     destination::Frame,
     proto::seconds,
@@ -27,9 +30,10 @@ pub(crate) fn apply(frame: &Frame<'_>, set: &mut ResourceSet, rules: &TypedMatch
     for item in set.listeners.values_mut() {
         match &item.part {
             Part::System => {}
-            Part::Inbound(key, _) => with_inbound_conf(rules, key, |conf| {
-                item.chains.iter_mut().for_each(|c| common(c, conf));
-            }),
+            Part::Inbound(key, _) => {
+                with_inbound_conf(rules, key, |conf| item.chains.iter_mut().for_each(|c| common(c, conf)));
+                client_timeout::apply(&mut item.chains, rules.inbound.get(key).map_or(&[], Vec::as_slice));
+            }
             Part::Outbound(destination) => match &destination.section_kri {
                 Some(kri) => {
                     let conf = service_conf(rules, kri, frame.mesh_name);

@@ -3,4 +3,5 @@
 mod cases;
 mod common;
 mod live;
+mod real_envoy;
 mod robust;
