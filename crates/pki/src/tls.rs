@@ -99,7 +99,14 @@ impl ServerCertVerifier for Verifier {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let Some((own, webpki)) = &self.bundle else { return Ok(ServerCertVerified::assertion()) };
         if !own.contains(end_entity) {
-            return webpki.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+            let verdict = webpki.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+            return verdict.map_err(|e| match e {
+                // What webpki says of somebody else's self-signed CA certificate; people understand "unknown issuer".
+                rustls::Error::InvalidCertificate(CertificateError::Other(_)) if parse_certificate(end_entity).is_ok_and(|c| c.is_ca) => {
+                    CertificateError::UnknownIssuer.into()
+                }
+                e => e,
+            });
         }
         verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
         check_validity(end_entity, now)?;
