@@ -72,7 +72,11 @@ pub fn decode(kind: Kind, body: &Value) -> Result<Decoded, DecodeError> {
         None => match policy::decode_spec(kind, body).ok_or(DecodeError::NotImplemented(kind))? {
             Ok(spec) => spec,
             Err(SpecError::Malformed(detail)) => return Err(DecodeError::Malformed(detail)),
-            Err(SpecError::Invalid(violations)) => return Err(DecodeError::Invalid(violations)),
+            Err(SpecError::Invalid(violations)) => {
+                let mut bounded = Violations::new();
+                bounded.extend(violations);
+                return Err(DecodeError::Invalid(bounded.into_vec()));
+            }
         },
     };
     let meta = Meta::read(body).map_err(|e| malformed(kind, &e))?;

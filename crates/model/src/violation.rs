@@ -70,9 +70,16 @@ impl From<&str> for Path {
     }
 }
 
-/// Collects violations in the order in which they are found.
+/// Most violations that are listed. A body of a megabyte can hold a hundred thousand faults; nobody reads the answer to it.
+pub const MAX_VIOLATIONS: usize = 1000;
+
+/// Collects violations in the order in which they are found: the first [`MAX_VIOLATIONS`], then one that tells how many more there are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Violations(Vec<Violation>);
+pub struct Violations {
+    listed: Vec<Violation>,
+    /// Found but not listed.
+    more: usize,
+}
 
 impl Violations {
     /// None yet.
@@ -81,11 +88,16 @@ impl Violations {
     }
     /// Adds one.
     pub fn add(&mut self, path: impl Display, message: impl Into<String>) {
-        self.0.push(Violation { field: path.to_string(), message: message.into() });
+        if self.listed.len() < MAX_VIOLATIONS {
+            self.listed.push(Violation { field: path.to_string(), message: message.into() });
+        } else {
+            self.more += 1;
+        }
     }
     /// Adds all of `other`, their paths taken relative to `prefix`.
     pub fn add_under(&mut self, prefix: &Path, other: Violations) {
-        for v in other.0 {
+        self.more += other.more;
+        for v in other.listed {
             let field = if v.field.is_empty() {
                 prefix.as_str().to_owned()
             } else if prefix.as_str().is_empty() || v.field.starts_with('[') {
@@ -93,24 +105,29 @@ impl Violations {
             } else {
                 format!("{prefix}.{}", v.field)
             };
-            self.0.push(Violation { field, message: v.message });
+            self.add(field, v.message);
         }
     }
     /// Adds all of `other` as they are.
     pub fn extend(&mut self, other: impl IntoIterator<Item = Violation>) {
-        self.0.extend(other);
+        for v in other {
+            self.add(v.field, v.message);
+        }
     }
     /// None found.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.listed.is_empty()
     }
-    /// What was found.
+    /// What was found, without the note on those that are not listed.
     pub fn as_slice(&self) -> &[Violation] {
-        &self.0
+        &self.listed
     }
     /// What was found.
-    pub fn into_vec(self) -> Vec<Violation> {
-        self.0
+    pub fn into_vec(mut self) -> Vec<Violation> {
+        if self.more > 0 {
+            self.listed.push(Violation::new("", format!("{} more violations are not listed", self.more)));
+        }
+        self.listed
     }
 }
 
@@ -118,7 +135,7 @@ impl IntoIterator for Violations {
     type Item = Violation;
     type IntoIter = std::vec::IntoIter<Violation>;
     fn into_iter(self) -> Self::IntoIter {
-        self.0.into_iter()
+        self.into_vec().into_iter()
     }
 }
 
@@ -138,5 +155,19 @@ mod tests {
         all.add_under(&Path::of("top"), inner);
         let fields: Vec<_> = all.as_slice().iter().map(|v| v.field.as_str()).collect();
         assert_eq!(fields, ["top[1].a", "top.b", "top"]);
+    }
+
+    #[test]
+    fn bounded() {
+        let mut all = Violations::new();
+        for i in 0..MAX_VIOLATIONS + 5 {
+            all.add(Path::root().index(i), "x");
+        }
+        let mut outer = Violations::new();
+        outer.add("y", "z");
+        outer.add_under(&Path::of("a"), all);
+        let list = outer.into_vec();
+        assert_eq!(list.len(), MAX_VIOLATIONS + 1);
+        assert_eq!(list.last().map(|v| v.message.as_str()), Some("6 more violations are not listed"));
     }
 }
