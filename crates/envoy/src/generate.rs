@@ -30,11 +30,10 @@ pub fn generate_shared(context: &ProxyContext<'_>, shared: &Shared) -> Result<Ve
     let Base { mut set, outbounds, dynamic } = base(&frame)?;
     let options = MatchOptions { include_shadow: context.include_shadow, ..Default::default() };
     let matched = match_policies(context.world, context.dataplane, &options);
-    let http_routes = matched.of(Kind::MeshHTTPRoute);
+    let (http_routes, tcp_routes) = (matched.of(Kind::MeshHTTPRoute), matched.of(Kind::MeshTCPRoute));
     for o in outbounds {
-        if !http_route::add(&frame, &mut set, http_routes, &o)? {
-            tcp_route::add(&frame, &mut set, &o);
-        }
+        http_route::add(&frame, &mut set, http_routes, &o)?;
+        tcp_route::add(&frame, &mut set, tcp_routes, http_routes, &o)?;
     }
     timeout::apply(&frame, &mut set, matched.of(Kind::MeshTimeout));
     traffic_permission::apply(&frame, &mut set, matched.of(Kind::MeshTrafficPermission));

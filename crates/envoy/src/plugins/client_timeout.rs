@@ -94,6 +94,8 @@ fn subsumes(wide: &Match, narrow: &Match) -> bool {
     ids && (wide.sni.is_none() || wide.sni == narrow.sni)
 }
 
+// Envoy deprecates read_only, as filter state becomes read-only by itself; proxies of the supported versions still need it.
+#[expect(deprecated)]
 fn value(key: &str, format: &str) -> FilterStateValue {
     let source = DataSource { specifier: Some(data_source::Specifier::InlineString(format.to_owned())), ..Default::default() };
     let format = SubstitutionFormatString { format: Some(substitution_format_string::Format::TextFormatSource(source)), ..Default::default() };

@@ -84,13 +84,18 @@ fn conf_of<'a>(rules: &'a TypedMatch, destination: &Destination) -> Option<Route
     })
 }
 
-/// Adds listener, clusters and endpoints of an outbound. False: not for this plugin.
-pub(crate) fn add(frame: &Frame<'_>, set: &mut ResourceSet, rules: &TypedMatch, outbound: &Outb) -> Result<bool, GenerateError> {
+/// Some MeshHTTPRoute speaks about the destination.
+pub(crate) fn speaks_about(rules: &TypedMatch, destination: &Destination) -> bool {
+    conf_of(rules, destination).is_some()
+}
+
+/// Adds listener, clusters and endpoints of an outbound, if it is HTTP or some rule makes it so.
+pub(crate) fn add(frame: &Frame<'_>, set: &mut ResourceSet, rules: &TypedMatch, outbound: &Outb) -> Result<(), GenerateError> {
     let destination = &outbound.destination;
     let conf = conf_of(rules, destination);
     let has_rules = conf.as_ref().is_some_and(|c| c.conf.at("rules").items().next().is_some());
     if !has_rules && !destination.protocol.is_http() {
-        return Ok(false);
+        return Ok(());
     }
     let entries = table(conf.as_ref(), destination);
     let mut routes = Vec::new();
@@ -99,7 +104,7 @@ pub(crate) fn add(frame: &Frame<'_>, set: &mut ResourceSet, rules: &TypedMatch, 
         routes.extend(entry_routes(frame, entry, destination, &mut needed)?);
     }
     if routes.is_empty() {
-        return Ok(false);
+        return Ok(());
     }
     for d in &needed {
         add_destination(frame, set, d);
@@ -116,7 +121,7 @@ pub(crate) fn add(frame: &Frame<'_>, set: &mut ResourceSet, rules: &TypedMatch, 
     }
     let chain = Chain { filters: vec![http(hcm)], ..Default::default() };
     set.add_listener(listener(frame, outbound, chain));
-    Ok(true)
+    Ok(())
 }
 
 /// The listener of an outbound around its one chain.
@@ -240,7 +245,7 @@ fn action(
 ) -> Result<Option<RouteAction>, GenerateError> {
     let refs = entry.conf.at("backendRefs");
     let mut splits: Vec<(Arc<Destination>, u32)> = Vec::new();
-    if refs.items().next().is_none() {
+    if refs.items().next().is_none() && own.protocol.is_http() {
         splits.push((own.clone(), 100));
     }
     for r in refs.items() {

@@ -5,3 +5,4 @@ mod common;
 mod live;
 mod real_envoy;
 mod robust;
+mod routes;
