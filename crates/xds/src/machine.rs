@@ -3,8 +3,9 @@
 //! Invariants: at most one response per type is unanswered; a response is diffed from the newest snapshot at the moment it is made; what the client is
 //! believed to have (`known`) changes only by an acknowledgement or by the client's own word.
 //!
-//! Order: clusters, their endpoints, listeners, routes. A type waits until the ones before it have nothing to send and nothing unanswered. Clusters
-//! are removed last, when listeners and routes have settled (make before break). Secrets and runtime wait for nobody. Listeners are added and removed
+//! Order: clusters, their endpoints, listeners, routes. Listeners and routes wait until the types before them have nothing to send and nothing
+//! unanswered. Endpoints are sent after clusters but must not wait for their acknowledgement: Envoy withholds it until the clusters are warm, which takes
+//! their endpoints. Clusters are removed last, when listeners and routes have settled (make before break). Secrets and runtime wait for nobody. Listeners are added and removed
 //! in one response: Envoy removes first, and a renamed listener keeps its port.
 
 mod request;
@@ -245,7 +246,6 @@ impl Machine {
         let mut chosen = None;
         for ((_, url), t) in &self.types {
             let may = match &**url {
-                ENDPOINTS => clusters_quiet,
                 LISTENER => clusters_quiet && endpoints_quiet,
                 ROUTE => clusters_quiet && endpoints_quiet && listeners_quiet,
                 _ => true,

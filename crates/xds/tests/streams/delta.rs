@@ -86,6 +86,25 @@ async fn a_changed_cluster_takes_its_endpoints_along() {
 }
 
 #[tokio::test]
+async fn endpoints_do_not_wait_for_the_clusters_acknowledgement() {
+    let (fake, address) = serve(options()).await;
+    fake.publish(snapshot(base()));
+    let mut c = DeltaClient::new(address, "m.dp").await;
+    converge(&mut c).await;
+    let mut changed = base();
+    changed.extend(eds_cluster("a", "2", "ea"));
+    changed.push(resource(LISTENER, "l", "l2"));
+    fake.publish(snapshot(changed));
+    let clusters = c.next().await;
+    assert_eq!((clusters.type_url.as_str(), content(&clusters).0), (CLUSTER, names(&["a"])));
+    // Envoy acknowledges clusters when they are warm.
+    assert_eq!(c.expect(ENDPOINTS).await.0, names(&["a"]));
+    c.silence().await;
+    c.ack(&clusters).await;
+    assert_eq!(c.expect(LISTENER).await.0, names(&["l"]));
+}
+
+#[tokio::test]
 async fn one_unanswered_response_per_type_and_the_newest_state_wins() {
     let (fake, address) = serve(options()).await;
     fake.publish(snapshot([resource(SECRET, "s", "1")]));
