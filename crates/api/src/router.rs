@@ -39,6 +39,7 @@ pub fn router(state: ApiState) -> Router {
 
 async fn handle(State(state): State<ApiState>, request: Request) -> Response {
     let replicator = state.replicator.clone();
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     // Its own task, so that a panic is an answer and a log line, not a dropped connection.
     let mut response = match tokio::spawn(answer(state, request)).await {
         Ok(r) => r,
@@ -47,6 +48,7 @@ async fn handle(State(state): State<ApiState>, request: Request) -> Response {
     if !response.headers().contains_key(REVISION) {
         response.headers_mut().insert(REVISION, HeaderValue::from(replicator.world().revision()));
     }
+    tracing::debug!(%method, path, status = response.status().as_u16(), "request");
     response
 }
 

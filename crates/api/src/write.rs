@@ -145,8 +145,8 @@ async fn build(state: &ApiState, world: &World, key: &Key, d: &Decoded, current:
     }
     let warnings = decode::warnings(kind, &key.mesh, &key.name, &computed, &spec);
     let put = Put {
-        // Also what Kuma leaves behind (user's Secrets, ExternalServices, RateLimits) goes with its mesh.
-        owner: kind.is_mesh_scoped().then(|| Key::new(Kind::Mesh, "", &key.mesh)),
+        // Also what Kuma leaves behind (user's Secrets, ExternalServices, RateLimits) goes with its mesh. An owner stays.
+        owner: (kind.is_mesh_scoped() && current.is_none_or(|r| r.owner.is_none())).then(|| Key::new(Kind::Mesh, "", &key.mesh)),
         expect: current.map_or(Expect::Absent, |r| Expect::Version(r.version)),
         ..Put::new(key.clone(), computed, Json::from_value(&spec))
     };

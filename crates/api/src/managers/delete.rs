@@ -37,8 +37,24 @@ pub fn delete(settings: &Settings, world: &World, r: &Resource) -> Result<Vec<Op
     };
     match refusal {
         Some(p) => Err(vec![p]),
-        None => Ok(vec![Op::Delete { key: r.key.clone(), expect: Expect::Version(r.version) }]),
+        None => {
+            let mut ops = vec![Op::Delete { key: r.key.clone(), expect: Expect::Version(r.version) }];
+            if r.kind() == Kind::Mesh {
+                ops.extend(strays(world, r.name()));
+            }
+            Ok(ops)
+        }
     }
+}
+
+/// Deletions of what lies in a mesh and has no owner (it came from a bundle): nobody could reach it without its mesh.
+fn strays(world: &World, mesh: &str) -> Vec<Op> {
+    Kind::all()
+        .filter(|k| k.is_mesh_scoped())
+        .flat_map(|k| world.list_in(k, mesh))
+        .filter(|r| r.owner.is_none())
+        .map(|r| Op::Delete { key: r.key.clone(), expect: Expect::Any })
+        .collect()
 }
 
 /// Some subscription of the zone's insight has begun and not ended.
