@@ -100,8 +100,17 @@ pub trait View: DeserializeOwned + Send + Sync + 'static {
     }
 }
 
+/// Spec or status text for `Debug`: that of kinds for administrators alone (secrets) is left out, so that no log line shows a key.
+pub struct Shown<'a>(pub Option<Kind>, pub &'a str);
+
+impl fmt::Debug for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A kind that is not known might be one of those.
+        if self.0.is_none_or(|k| k.descriptor().admin_only) { f.write_str("<redacted>") } else { f.write_str(self.1) }
+    }
+}
+
 /// One resource at one version. Immutable; a change makes a new one.
-#[derive(Debug)]
 pub struct Resource {
     /// Identity.
     pub key: Key,
@@ -120,6 +129,19 @@ pub struct Resource {
     /// Canonical status; `{}` for kinds without.
     pub status: Json,
     view: OnceLock<Option<Box<dyn Any + Send + Sync>>>,
+}
+
+impl fmt::Debug for Resource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Resource")
+            .field("key", &self.key)
+            .field("labels", &self.labels)
+            .field("version", &self.version)
+            .field("owner", &self.owner)
+            .field("spec", &Shown(Some(self.key.kind), self.spec.text()))
+            .field("status", &Shown(Some(self.key.kind), self.status.text()))
+            .finish_non_exhaustive()
+    }
 }
 
 impl Clone for Resource {
@@ -205,5 +227,12 @@ mod tests {
         let j = Json::from_text(r#"{ "b":1, "a": [ 2 ] }"#).unwrap();
         assert_eq!(j.text(), r#"{"a":[2],"b":1}"#);
         assert!(Json::from_text("{").is_err());
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let show = |kind| format!("{:?}", Resource::new(Key::new(kind, "m", "n"), Json::from_text(r#"{"data":"a2V5"}"#).unwrap()));
+        assert!(!show(Kind::Secret).contains("a2V5") && !show(Kind::GlobalSecret).contains("a2V5"));
+        assert!(show(Kind::Config).contains("a2V5"));
     }
 }

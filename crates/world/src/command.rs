@@ -1,6 +1,6 @@
 //! Commands: the only way to change a world.
 
-use ikada_model::{Json, Key, Labels, Timestamp};
+use ikada_model::{Json, Key, Labels, Timestamp, resource::Shown};
 use std::fmt;
 
 /// Idempotency key. The same key applied twice has the effect of once, and answers what it answered first.
@@ -29,7 +29,7 @@ pub enum Expect {
 }
 
 /// Creates or replaces a resource.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Put {
     /// Key.
     pub key: Key,
@@ -45,6 +45,21 @@ pub struct Put {
     pub expect: Expect,
     /// Creation and modification time to store verbatim; `None` stamps the entry's time (and keeps the creation time on update).
     pub times: Option<(Timestamp, Timestamp)>,
+}
+
+impl fmt::Debug for Put {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = Some(self.key.kind);
+        f.debug_struct("Put")
+            .field("key", &self.key)
+            .field("labels", &self.labels)
+            .field("spec", &Shown(kind, self.spec.text()))
+            .field("status", &self.status.as_ref().map(|s| Shown(kind, s.text())))
+            .field("owner", &self.owner)
+            .field("expect", &self.expect)
+            .field("times", &self.times)
+            .finish()
+    }
 }
 
 impl Put {

@@ -4,9 +4,9 @@ use crate::{
     command::{Applied, Command, CommandId, Expect, Op, OpResult, Put, Reason, Rejection},
     world::World,
 };
-use ikada_model::{Json, Key, Kind, Resource, Timestamp};
+use ikada_model::{Json, Key, Kind, Resource, Timestamp, resource::Shown};
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 /// Why a record cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +28,7 @@ fn json(text: &str) -> Result<Json, RecordError> {
 }
 
 /// One operation.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct OpRecordV1 {
     /// 0 put, 1 delete, 2 require, 3 status.
     pub op: u8,
@@ -48,6 +48,22 @@ pub struct OpRecordV1 {
     pub owner: Option<KeyRecord>,
     /// Put: verbatim creation and modification time, nanoseconds since the epoch.
     pub times: Option<(i64, i64)>,
+}
+
+impl fmt::Debug for OpRecordV1 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = Kind::by_name(&self.key.0);
+        f.debug_struct("OpRecordV1")
+            .field("op", &self.op)
+            .field("key", &self.key)
+            .field("expect", &(self.expect, self.version))
+            .field("labels", &self.labels)
+            .field("spec", &Shown(kind, &self.spec))
+            .field("status", &self.status.as_ref().map(|s| Shown(kind, s)))
+            .field("owner", &self.owner)
+            .field("times", &self.times)
+            .finish()
+    }
 }
 
 /// A command.
@@ -145,7 +161,7 @@ impl CommandRecordV1 {
 }
 
 /// A resource in a snapshot or in the state store.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct ResourceRecordV1 {
     /// In the status map (insight, or overlay of another kind's status).
     pub is_status: bool,
@@ -165,6 +181,22 @@ pub struct ResourceRecordV1 {
     pub spec: String,
     /// Status.
     pub status: String,
+}
+
+impl fmt::Debug for ResourceRecordV1 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = Kind::by_name(&self.key.0);
+        f.debug_struct("ResourceRecordV1")
+            .field("is_status", &self.is_status)
+            .field("key", &self.key)
+            .field("labels", &self.labels)
+            .field("times", &(self.creation_time, self.modification_time))
+            .field("version", &self.version)
+            .field("owner", &self.owner)
+            .field("spec", &Shown(kind, &self.spec))
+            .field("status", &Shown(kind, &self.status))
+            .finish()
+    }
 }
 
 impl ResourceRecordV1 {
@@ -312,5 +344,16 @@ mod tests {
         assert_eq!(back.resource_records().collect::<Vec<_>>(), w.resource_records().collect::<Vec<_>>());
         assert_eq!(back.outcome_records().collect::<Vec<_>>(), w.outcome_records().collect::<Vec<_>>());
         assert_eq!(back.status_of(back.get(&k).unwrap()), w.status_of(w.get(&k).unwrap()));
+    }
+
+    #[test]
+    fn no_key_is_shown() {
+        let put = Put::new(Key::new(Kind::Secret, "m", "s"), Labels::new(), Json::from_text("{\"data\":\"a2V5\"}").unwrap());
+        let c = Command { id: [1; 16], ops: vec![Op::Put(put)] };
+        let record = CommandRecordV1::new(Timestamp(1), &c);
+        let (w, changes, _) = World::empty().apply(EntryMeta { index: 1, time: Timestamp(1) }, &c);
+        let resources: Vec<_> = w.resource_records().collect();
+        let all = format!("{c:?} {record:?} {changes:?} {resources:?}");
+        assert!(all.contains("redacted") && !all.contains("a2V5"), "{all}");
     }
 }
