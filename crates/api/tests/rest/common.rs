@@ -1,7 +1,5 @@
 //! A control plane's API over a store that lives in memory, and the corpus' rules of comparison.
 
-#![allow(dead_code, reason = "every test binary uses its own part")]
-
 use async_trait::async_trait;
 use axum::{Router, body::Body, extract::ConnectInfo};
 use http::{HeaderMap, Request, StatusCode};

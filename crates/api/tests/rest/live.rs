@@ -1,8 +1,6 @@
 //! Answers of a running stock Kuma 2.14.3, for the state that its recording was made in (folder `01-defaults`).
 
-mod common;
-
-use common::{App, diff, read, shared, yaml};
+use crate::common::{App, diff, read, shared, yaml};
 use ikada_api::{ApiOptions, Index};
 use ikada_model::{Kind, Mode, Timestamp, decode::is_implemented, rest};
 use serde_json::{Value, json};

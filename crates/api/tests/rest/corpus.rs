@@ -1,9 +1,7 @@
 //! The REST suites of the conformance corpus, without a process: resources preloaded as they are, requests through the router, answers
 //! compared by the corpus' rules.
 
-mod common;
-
-use common::{App, HOST, bundle, diff, mask, read, shared, yaml};
+use crate::common::{App, HOST, bundle, diff, mask, read, shared, yaml};
 use ikada_api::ApiOptions;
 use ikada_model::{Kind, Mode, decode::is_implemented};
 use serde_json::{Map, Value};
@@ -126,7 +124,7 @@ async fn run(dir: &Path) -> Outcome {
             headers.push(("content-type".into(), "application/json".into()));
         }
         let headers: Vec<_> = headers.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-        let answer = app.request(method, &path, &headers, body.unwrap_or_default().into_bytes(), common::LOCAL).await;
+        let answer = app.request(method, &path, &headers, body.unwrap_or_default().into_bytes(), crate::common::LOCAL).await;
         let at = format!("step {i} {method} {path}: ");
         let want: Vec<u64> = match &step["status"] {
             Value::Array(a) => a.iter().filter_map(Value::as_u64).collect(),

@@ -1,9 +1,7 @@
 //! What clients send, well-meaning and not.
 
-mod common;
-
 use base64::{Engine, engine::general_purpose::STANDARD};
-use common::{App, FixedInspector, LOCAL, LocalReplicator, REMOTE};
+use crate::common::{App, FixedInspector, LOCAL, LocalReplicator, REMOTE};
 use ikada_api::{ApiOptions, ApiState, router};
 use ikada_model::{Json, Key, Kind, Labels, Resource};
 use ikada_world::{ProposeError, Replicator};
@@ -179,7 +177,7 @@ async fn tokens() {
     assert_eq!((&claims["Name"], &claims["Mesh"], &claims["Tags"]), (&json!("d"), &json!("default"), &json!({"kuma.io/service": ["web"]})));
     assert_eq!(claims["exp"].as_u64().unwrap() - claims["iat"].as_u64().unwrap(), 24 * 3600 + 5);
 
-    let field = |a: &common::Answer| (a.status, a.json()["title"].as_str().unwrap().to_owned(), a.json()["invalid_parameters"][0].clone());
+    let field = |a: &crate::common::Answer| (a.status, a.json()["title"].as_str().unwrap().to_owned(), a.json()["invalid_parameters"][0].clone());
     let want = |f: &str, r: &str| (400, "Invalid request".to_owned(), json!({"field": f, "reason": r}));
     assert_eq!(field(&post("/tokens/dataplane", json!({})).await), want("mesh", "cannot be empty"));
     assert_eq!(field(&post("/tokens/dataplane", json!({"mesh": "default", "type": "x"})).await), want("type", "x is not a valid proxy type"));

@@ -1,8 +1,6 @@
 //! Over a real connection: what a client sees of bodies that are too large, too slow or cut off, and that the server lives.
 
-mod common;
-
-use common::App;
+use crate::common::App;
 use ikada_api::ApiOptions;
 use std::{net::SocketAddr, time::Duration};
 use tokio::{

@@ -1,0 +1,7 @@
+//! The API from outside: through its router over a store in memory, and over a socket.
+
+mod common;
+mod corpus;
+mod live;
+mod requests;
+mod socket;
