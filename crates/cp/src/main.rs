@@ -1,1 +1,94 @@
-fn main() {}
+//! `ikada-cp`: the control plane.
+
+mod bundle;
+mod config;
+mod controllers;
+mod diagnostics;
+mod dp_server;
+mod listen;
+mod logging;
+mod metrics;
+mod node;
+mod proxies;
+mod structs;
+mod tls;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use std::{path::PathBuf, process::ExitCode};
+
+/// Control plane of a service mesh, without a database.
+#[derive(Parser)]
+#[command(name = "ikada-cp", version, about, long_about = None)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a control plane.
+    #[command(after_help = RUN_EXAMPLES)]
+    Run(RunArgs),
+    /// Print a completion script for a shell.
+    #[command(after_help = "Example:\n  ikada-cp completion bash > /etc/bash_completion.d/ikada-cp")]
+    Completion {
+        /// Shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+const RUN_EXAMPLES: &str = "Examples:
+  A standalone zone in ./ikada-data, no configuration needed:
+    ikada-cp run
+  Another data directory and configuration file:
+    ikada-cp run --config-file /etc/ikada/cp.yaml --data-dir /var/lib/ikada
+  Settings from the environment, with Kuma's names or IKADA_ in place of KUMA_:
+    KUMA_API_SERVER_HTTP_PORT=6681 KUMA_DP_SERVER_PORT=6678 ikada-cp run
+  An immutable set-up from a file of resources, without background controllers:
+    ikada-cp run --data-dir \"$(mktemp -d)\" --load mesh.yaml --api-only";
+
+/// Arguments of `run`.
+#[derive(clap::Args)]
+pub struct RunArgs {
+    /// Configuration file (YAML, Kuma's structure; `raft:` in place of `store.postgres:`).
+    #[arg(short, long, value_name = "FILE")]
+    config_file: Option<PathBuf>,
+    /// Data directory [default: ./ikada-data; environment: IKADA_DATA_DIR].
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Fill an empty store verbatim from a YAML stream of resources.
+    #[arg(long, value_name = "FILE")]
+    load: Option<PathBuf>,
+    /// Create no default resources and run no background controller.
+    #[arg(long)]
+    api_only: bool,
+    /// Least level of log lines.
+    #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = ["off", "error", "warn", "info", "debug", "trace"])]
+    log_level: String,
+    /// Form of log lines.
+    #[arg(long, value_name = "FORMAT", default_value = "text", value_parser = ["text", "json"])]
+    log_format: String,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // The only provider that is compiled in; installing it cannot fail at this point.
+    tokio_rustls::rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
+    let args = match cli.command {
+        Command::Run(args) => args,
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "ikada-cp", &mut std::io::stdout());
+            return ExitCode::SUCCESS;
+        }
+    };
+    logging::init(&args.log_level, args.log_format == "json");
+    let result = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(anyhow::Error::from).and_then(|rt| rt.block_on(node::run(&args)));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line, whatever the log level: this is the answer to the command.
+            eprintln!("ikada-cp: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! One node of the control plane: starts everything, waits for its end, stops everything.
+
+use crate::{
+    RunArgs, bundle,
+    config::{Config, ProxyAuth, TlsFiles},
+    controllers::{MeshServiceOptions, run_mesh_services},
+    diagnostics::Diagnostics,
+    dp_server::DpServer,
+    listen::{self, Peer, Reply},
+    metrics::Metrics,
+    proxies::{Inspector, Proxies, ProxiesOptions, now},
+    tls,
+};
+use anyhow::{Context, Result, anyhow};
+use axum::extract::ConnectInfo;
+use http::Request;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use ikada_api::{ApiOptions, ApiState, Index, OverTls, managers};
+use ikada_model::Mode;
+use ikada_raft::{Options, RaftStore};
+use ikada_world::{Command, ProposeError, Reason, Replicator};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::Semaphore,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt;
+
+/// How long open API requests may take to end at shutdown.
+const API_GRACE: Duration = Duration::from_secs(5);
+/// Attempts to make default resources while others write too.
+const DEFAULT_ATTEMPTS: usize = 5;
+
+/// Version of the contract that clients see.
+const KUMA_VERSION: &str = "2.14.3";
+
+struct Listeners {
+    http: Option<TcpListener>,
+    https: Option<TcpListener>,
+    dp: Option<TcpListener>,
+    diagnostics: Option<TcpListener>,
+}
+
+impl Listeners {
+    /// All of them or none, before anything is opened or written.
+    fn bind(c: &Config) -> Result<Listeners> {
+        let one = |address: Option<SocketAddr>, what, setting| address.map(|a| listen::bind(a, what, setting)).transpose();
+        Ok(Listeners {
+            http: one(c.api.http, "REST API", "KUMA_API_SERVER_HTTP_PORT")?,
+            https: one(c.api.https, "REST API over TLS", "KUMA_API_SERVER_HTTPS_PORT")?,
+            dp: one(c.dp.as_ref().map(|d| d.address), "DP server", "KUMA_DP_SERVER_PORT")?,
+            diagnostics: one(c.diagnostics, "diagnostics", "KUMA_DIAGNOSTICS_SERVER_PORT")?,
+        })
+    }
+}
+
+fn hostname() -> String {
+    nix::unistd::gethostname().ok().and_then(|h| h.into_string().ok()).filter(|h| !h.is_empty()).unwrap_or_else(|| "localhost".into())
+}
+
+/// Runs a control plane until SIGTERM, SIGINT or a fatal fault of the store.
+pub async fn run(args: &RunArgs) -> Result<()> {
+    let (mut config, warnings) = Config::load(args.config_file.as_deref(), std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))))?;
+    if let Some(dir) = &args.data_dir {
+        config.data_dir.clone_from(dir);
+    }
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    // Signals first: a stop during a slow start must be orderly too.
+    let mut stop_signals = StopSignals::new()?;
+    let listeners = Listeners::bind(&config)?;
+    let store = RaftStore::open(Options::new(&config.data_dir)).await?;
+    let node = Node { hostname: hostname(), store: store.clone(), config, tracker: TaskTracker::new(), stop: CancellationToken::new() };
+    let result = node.serve(args, listeners, &mut stop_signals).await;
+    node.stop.cancel();
+    node.tracker.close();
+    node.tracker.wait().await;
+    let closed = store.shutdown().await;
+    result?;
+    closed.map_err(|e| anyhow!("{e}"))?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+struct StopSignals {
+    term: Signal,
+    int: Signal,
+}
+
+impl StopSignals {
+    fn new() -> Result<Self> {
+        let on = |kind| signal(kind).context("cannot handle signals");
+        Ok(StopSignals { term: on(SignalKind::terminate())?, int: on(SignalKind::interrupt())? })
+    }
+    async fn wait(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.term.recv() => "SIGTERM",
+            _ = self.int.recv() => "SIGINT",
+        }
+    }
+}
+
+struct Node {
+    hostname: String,
+    store: Arc<RaftStore>,
+    config: Config,
+    tracker: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Node {
+    async fn serve(&self, args: &RunArgs, listeners: Listeners, signals: &mut StopSignals) -> Result<()> {
+        let c = &self.config;
+        if let Some(path) = &args.load {
+            let n = bundle::load(&*self.store, path).await?;
+            tracing::info!(resources = n, file = %path.display(), "bundle loaded");
+        }
+        if !args.api_only {
+            tokio::select! {
+                made = self.ensure_defaults() => made?,
+                name = signals.wait() => { tracing::info!(signal = name, "stopping"); return Ok(()) }
+            }
+        }
+        let instance_id = format!("{}-{}", self.hostname, uuid::Uuid::new_v4().simple().to_string().get(..4).unwrap_or("0000"));
+        let metrics = Arc::new(Metrics::default());
+        let proxies = Proxies::new(self.store.clone(), self.proxies_options(&instance_id), metrics.clone());
+        let ready = Arc::new(AtomicBool::new(false));
+        let connections = Arc::new(Semaphore::new(listen::connection_budget()));
+
+        let api = self.api_options(&instance_id);
+        let router = ikada_api::router(ApiState::new(self.store.clone(), Arc::new(Inspector(proxies.clone())), api));
+        let options = |name, tls, first_byte, grace| listen::Options { name, tls, first_byte, connections: connections.clone(), grace };
+        let handler = move |request: Request<Incoming>| api_request(router.clone(), request);
+        if let Some(l) = listeners.http {
+            self.tracker.spawn(listen::serve(l, options("api", None, c.api.read_header_timeout, API_GRACE), handler.clone(), self.stop.clone()));
+        }
+        if let Some(l) = listeners.https {
+            let identity = self.certificate(c.api.tls.as_ref())?;
+            self.tracker.spawn(listen::serve(l, options("api-tls", Some(identity.server), c.api.read_header_timeout, API_GRACE), handler, self.stop.clone()));
+        }
+        if let (Some(l), Some(dp)) = (listeners.dp, &c.dp) {
+            let identity = self.certificate(dp.tls.as_ref())?;
+            let server = Arc::new(DpServer::new(self.store.clone(), proxies.clone(), c.bootstrap.clone(), c.zone.clone(), instance_id.clone(), &identity));
+            let handler = move |request: Request<Incoming>| server.clone().handle(request);
+            let o = options("dp-server", Some(identity.server), dp.read_header_timeout, dp.graceful_shutdown_timeout);
+            self.tracker.spawn(listen::serve(l, o, handler, self.stop.clone()));
+        }
+        if let Some(l) = listeners.diagnostics {
+            let diagnostics = Arc::new(Diagnostics { metrics, proxies: proxies.clone(), ready: ready.clone() });
+            let handler = move |request: Request<Incoming>| diagnostics.clone().handle(request);
+            self.tracker.spawn(listen::serve(l, options("diagnostics", None, Duration::from_secs(1), API_GRACE), handler, self.stop.clone()));
+        }
+        self.tracker.spawn(proxies.clone().run_reconcile(self.stop.clone()));
+        // Ends after the streams did, to write how they ended.
+        let insights_stop = CancellationToken::new();
+        let insights = tokio::spawn(proxies.clone().run_insights(insights_stop.clone()));
+        if !args.api_only {
+            self.tracker.spawn(proxies.clone().run_cleanup(self.stop.clone()));
+            self.tracker.spawn(proxies.clone().run_finalizer(self.stop.clone()));
+            if matches!(c.mode, Mode::Zone { .. }) {
+                let o = MeshServiceOptions { zone: c.zone.clone(), grace: c.mesh_service_grace, cidr: c.mesh_service_cidr.clone() };
+                self.tracker.spawn(run_mesh_services(self.store.clone(), o, self.stop.clone()));
+            }
+        }
+        ready.store(true, Ordering::Relaxed);
+        self.announce();
+        sd_notify::notify(&[sd_notify::NotifyState::Ready]).ok();
+
+        let mut fatal = self.store.fatal();
+        let end = tokio::select! {
+            name = signals.wait() => { tracing::info!(signal = name, "stopping: open requests may end"); Ok(()) }
+            fault = fatal.wait_for(Option::is_some) => Err(match fault.ok().and_then(|f| f.clone()) {
+                Some(fault) => anyhow!("the store left service: {fault}"),
+                None => anyhow!("the store left service"),
+            }),
+        };
+        ready.store(false, Ordering::Relaxed);
+        sd_notify::notify(&[sd_notify::NotifyState::Stopping]).ok();
+        proxies.begin_stop();
+        self.stop.cancel();
+        self.tracker.close();
+        self.tracker.wait().await;
+        insights_stop.cancel();
+        insights.await.ok();
+        end
+    }
+
+    fn announce(&self) {
+        let c = &self.config;
+        let text = |a: Option<SocketAddr>| a.map_or_else(|| "off".to_owned(), |a| a.to_string());
+        tracing::info!(
+            mode = c.mode.as_str(),
+            zone = c.zone,
+            api = text(c.api.http),
+            api_tls = text(c.api.https),
+            dp_server = text(c.dp.as_ref().map(|d| d.address)),
+            diagnostics = text(c.diagnostics),
+            data = %absolute(&c.data_dir).display(),
+            "serving"
+        );
+        if let (Some(dp), Some(api)) = (&c.dp, c.api.http) {
+            tracing::info!(
+                "to connect the first proxy: ikadactl --address http://localhost:{} generate dataplane-token --name NAME --valid-for 24h > token && \
+                 ikada-dp run --cp-address https://localhost:{} --skip-verify --dataplane-file dataplane.yaml --dataplane-token-file token",
+                api.port(),
+                dp.address.port()
+            );
+        }
+    }
+
+    fn certificate(&self, own: Option<&TlsFiles>) -> Result<tls::Identity> {
+        match own.or(self.config.tls.as_ref()) {
+            Some(files) => tls::from_files(files),
+            None => {
+                let dir = self.config.work_dir.clone().unwrap_or_else(|| self.config.data_dir.join("tls"));
+                tls::generated(&dir, &self.hostname)
+            }
+        }
+    }
+
+    fn proxies_options(&self, instance_id: &str) -> ProxiesOptions {
+        let c = &self.config;
+        let mut settings = ikada_envoy::Settings { zone: c.zone.clone(), readiness_port: c.readiness_port, ..ikada_envoy::Settings::default() };
+        if let Some(cidrs) = &c.known_internal_cidrs {
+            settings.known_internal_cidrs.clone_from(cidrs);
+        }
+        ProxiesOptions {
+            mode: c.mode,
+            zone: c.zone.clone(),
+            instance_id: instance_id.to_owned(),
+            require_token: c.dp.as_ref().is_none_or(|d| d.dp_auth == ProxyAuth::Token),
+            settings,
+            insights: c.insights.clone(),
+        }
+    }
+
+    fn api_options(&self, instance_id: &str) -> ApiOptions {
+        let c = &self.config;
+        ApiOptions {
+            mode: c.mode,
+            zone: c.zone.clone(),
+            read_only: c.api.read_only,
+            base_path: c.api.base_path.clone(),
+            localhost_is_admin: c.api.localhost_is_admin,
+            user_token_issuer: c.api.user_token_issuer,
+            dataplane_token_issuer: c.dp.as_ref().is_some_and(|d| d.dp_token_issuer),
+            zone_token_issuer: c.dp.as_ref().is_some_and(|d| d.zone_token_issuer),
+            disable_origin_label_validation: c.disable_origin_label_validation,
+            unsafe_delete: c.unsafe_delete,
+            access: c.access.clone(),
+            index: Index {
+                hostname: self.hostname.clone(),
+                instance_id: instance_id.to_owned(),
+                version: KUMA_VERSION.into(),
+                ..ApiOptions::default().index
+            },
+            ..ApiOptions::default()
+        }
+    }
+
+    /// Makes what a control plane needs to exist.
+    async fn ensure_defaults(&self) -> Result<()> {
+        let c = &self.config;
+        let options = managers::DefaultsOptions {
+            settings: self.api_options("").managers(),
+            skip_tenant_resources: c.skip_tenant_resources,
+            skip_mesh_creation: c.skip_mesh_creation,
+            skip_hostname_generators: c.skip_hostname_generators,
+            user_tokens: true,
+            bootstrap_admin_token: c.api.bootstrap_admin_token && c.api.user_token_issuer,
+        };
+        for _ in 0..DEFAULT_ATTEMPTS {
+            let world = self.store.linearizable().await.context("cannot read the store")?;
+            let missing = managers::ensure_defaults(&options, &world, now()).await.map_err(|e| anyhow!("cannot make default resources: {e}"))?;
+            if missing.is_empty() {
+                return Ok(());
+            }
+            for ensure in missing {
+                match self.store.propose(Command { id: self.store.new_id(), ops: ensure.ops }).await {
+                    Ok(_) => tracing::info!(what = ensure.what, "created"),
+                    Err(ProposeError::Rejected(r)) if matches!(r.reason, Reason::AlreadyExists | Reason::Conflict) => {}
+                    Err(e) => return Err(e).with_context(|| format!("cannot create {}", ensure.what)),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn absolute(path: &std::path::Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
+}
+
+async fn api_request(router: axum::Router, request: Request<Incoming>) -> Reply {
+    let mut request = request.map(axum::body::Body::new);
+    if let Some(peer) = request.extensions().get::<Peer>().copied() {
+        request.extensions_mut().insert(ConnectInfo(peer.address));
+        if peer.tls {
+            request.extensions_mut().insert(OverTls);
+        }
+    }
+    let response = match router.oneshot(request).await {
+        Ok(r) => r,
+        Err(never) => match never {},
+    };
+    response.map(|b| b.map_err(Into::into).boxed_unsync())
+}

@@ -1,0 +1,6 @@
+//! Real processes, real Envoys.
+
+mod hostile;
+mod lifecycle;
+mod mesh;
+mod recordings;
