@@ -70,9 +70,10 @@ impl Case {
         }
         read(&self.dir.join(name))
     }
-    /// Documents of the file that a field names.
+    /// Documents of the file that a field names; empty ones are left out.
     pub fn documents(&self, field: &str) -> Result<Vec<Value>> {
-        yaml::parse_documents(&self.text(field)?).with_context(|| format!("{}/{}", self.dir.display(), self.field(field)))
+        let docs = yaml::parse_documents(&self.text(field)?).with_context(|| format!("{}/{}", self.dir.display(), self.field(field)))?;
+        Ok(docs.into_iter().filter(|d| d.as_object().is_none_or(|o| !o.is_empty())).collect())
     }
     /// Resources of the file that a field names, in order and verbatim.
     pub fn resources(&self, field: &str) -> Result<Vec<Resource>> {
