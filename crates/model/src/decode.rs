@@ -148,7 +148,7 @@ impl Meta {
         for key in ["creationTime", "modificationTime"] {
             if let Some(t) = text(key)? {
                 Timestamp::parse(&t)
-                    .map_err(|_| format!("parsing time {} as \"2006-01-02T15:04:05Z07:00\": cannot parse it", go::quote(&t)))?;
+                    .map_err(|_| format!("parsing time {0} as \"2006-01-02T15:04:05Z07:00\": cannot parse {0}", go::quote(&t)))?;
             }
         }
         let mut labels = Labels::new();
@@ -177,4 +177,79 @@ impl Meta {
 
 fn field_error(value: &Value, field: &str, want: &str) -> String {
     format!("json: cannot unmarshal {} into Go struct field ResourceMeta.{field} of type {want}", go::json_type(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn malformed_detail(kind: Kind, body: Value) -> String {
+        match decode(kind, &body) {
+            Err(DecodeError::Malformed(detail)) => detail,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn details_of_malformed_bodies() {
+        assert_eq!(
+            parse(Kind::MeshTimeout, b"{not json").unwrap_err(),
+            DecodeError::Malformed(
+                r#"invalid MeshTimeout object: "invalid character 'n' looking for beginning of object key string""#.to_owned()
+            )
+        );
+        for (body, error) in [
+            (json!([]), r#""json: cannot unmarshal array into Go value of type v1alpha1.ResourceMeta""#),
+            (json!({"name": 4}), r#""json: cannot unmarshal number into Go struct field ResourceMeta.name of type string""#),
+            (json!({"labels": []}), r#""json: cannot unmarshal array into Go struct field ResourceMeta.labels of type map[string]string""#),
+            (json!({"labels": {"a": 1}}), r#""json: cannot unmarshal number into Go struct field ResourceMeta.labels of type string""#),
+            (
+                json!({"networking": {"inbound": [{"state": "Odd"}]}}),
+                r#""unknown value \"\\\"Odd\\\"\" for enum kuma.mesh.v1alpha1.Dataplane.Networking.Inbound.State""#,
+            ),
+        ] {
+            assert_eq!(malformed_detail(Kind::Dataplane, body), format!("invalid Dataplane object: {error}"));
+        }
+        assert!(malformed_detail(Kind::Mesh, json!({"creationTime": "yesterday"})).contains(r#"parsing time \"yesterday\" as"#));
+    }
+
+    #[test]
+    fn meta_and_spec() {
+        let body = json!({
+            "type": "Dataplane", "name": "dp", "mesh": "m", "labels": {"a": "b"}, "creationTime": "0001-01-01T00:00:00Z", "kri": "ignored",
+            "networking": {"address": "10.0.0.1", "inbound": [{"port": 80, "service_port": "8080", "tags": {"kuma.io/service": "s"}}]},
+        });
+        let d = decode(Kind::Dataplane, &body).unwrap();
+        assert_eq!((d.type_name.as_str(), d.name.as_str(), d.mesh.as_deref()), ("Dataplane", "dp", Some("m")));
+        assert_eq!(d.labels, Labels::from([("a".to_owned(), "b".to_owned())]));
+        assert_eq!(
+            d.spec.value(),
+            &json!({"networking": {
+                "address": "10.0.0.1", "inbound": [{"port": 80, "servicePort": 8080, "tags": {"kuma.io/service": "s"}}]
+            }})
+        );
+        let must_be_defined = [Violation::new("networking", "must be defined")];
+        // Only kinds with `spec` have a default mesh.
+        assert_eq!(decode(Kind::Secret, &json!({"type": "Secret", "name": "s"})).unwrap().mesh, None);
+        let item = json!({"targetRef": {"kind": "Mesh"}, "default": {"idleTimeout": "1h"}});
+        let policy = json!({"type": "MeshTimeout", "name": "t", "spec": {"to": [item]}});
+        assert_eq!(decode(Kind::MeshTimeout, &policy).unwrap().mesh.as_deref(), Some(DEFAULT_MESH));
+        assert_eq!(decode(Kind::TrafficRoute, &json!({})), Err(DecodeError::NotImplemented(Kind::TrafficRoute)));
+        assert!(matches!(decode(Kind::Dataplane, &json!({})), Err(DecodeError::Invalid(v)) if v[..] == must_be_defined));
+    }
+
+    #[test]
+    fn real_meta() {
+        let (none, empty) = (Labels::new(), json!({}));
+        // CA backends are looked at when the name is known.
+        let spec = json!({"mtls": {"backends": [{"name": "b", "type": "vault"}]}});
+        assert!(validate(Kind::Mesh, "", "", &none, &spec).is_empty());
+        assert_eq!(validate(Kind::Mesh, "", "m", &none, &spec).len(), 1);
+        assert!(warnings(Kind::Mesh, "", "m", &none, &empty).is_empty());
+        assert!(warnings(Kind::Mesh, "", "a.a", &none, &empty).iter().any(|w| w.starts_with("Invalid Mesh resource name: 'a.a'.")));
+        let named = Labels::from([(DISPLAY_NAME.to_owned(), "fine".to_owned())]);
+        assert!(warnings(Kind::Zone, "", "1.x", &named, &empty).is_empty());
+        assert!(warnings(Kind::Secret, "m", "1.x", &none, &empty).is_empty());
+    }
 }
