@@ -1,8 +1,8 @@
 //! Latency and throughput of durable writes, beside what the disk does.
 //!
 //! `cargo run --release -p ikada-raft --example write_bench -- [DIR] [SECONDS]`: creates resources of 256 bytes with 1 and 32 writers in
-//! a new store in DIR (default: a directory that is removed afterwards, in the current one), and times `fdatasync` of a
-//! preallocated file in the same directory before and after.
+//! a new store in DIR (default: a directory that is removed afterwards, in the current one), in turns with `fdatasync` of
+//! a small write to a preallocated file in the same directory.
 
 use ikada_model::{Json, Key, Kind, Labels};
 use ikada_raft::{Options, RaftStore};
@@ -19,6 +19,9 @@ use std::{
 };
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// Turns in which everything is measured.
+const ROUNDS: u32 = 10;
 
 fn percentile(sorted: &[Duration], p: f64) -> Duration {
     let at = ((sorted.len() as f64 - 1.0) * p).round().max(0.0) as usize;
@@ -77,15 +80,25 @@ async fn main() -> Result<()> {
     let time = Duration::from_secs_f64(args.next().map_or(Ok(3.0), |s| s.parse())?);
     let dir = given.clone().unwrap_or_else(|| PathBuf::from(format!("write-bench-{}", std::process::id())));
     std::fs::create_dir_all(&dir)?;
-    let raw = raw_sync(&dir, 500)?;
-    println!("raw fdatasync: p50 {:?} p99 {:?}", percentile(&raw, 0.5), percentile(&raw, 0.99));
     let start = Instant::now();
     let store = RaftStore::open(Options::new(dir.join("store"))).await?;
     println!("open: {:?}", start.elapsed());
-    for writers in [1, 32] {
-        let start = Instant::now();
-        let times = writes(&store, writers, time).await?;
-        let rate = times.len() as f64 / start.elapsed().as_secs_f64();
+    let mut raw = Vec::new();
+    let mut measured = [(1, Vec::new(), Duration::ZERO), (32, Vec::new(), Duration::ZERO)];
+    // In turns, since a shared disk changes from second to second.
+    for _ in 0..ROUNDS {
+        raw.extend(raw_sync(&dir, 100)?);
+        for (writers, times, spent) in &mut measured {
+            let start = Instant::now();
+            times.extend(writes(&store, *writers, time / ROUNDS).await?);
+            *spent += start.elapsed();
+        }
+    }
+    raw.sort_unstable();
+    println!("raw fdatasync: p50 {:?} p99 {:?}", percentile(&raw, 0.5), percentile(&raw, 0.99));
+    for (writers, mut times, spent) in measured {
+        times.sort_unstable();
+        let rate = times.len() as f64 / spent.as_secs_f64();
         let (p50, p99) = (percentile(&times, 0.5), percentile(&times, 0.99));
         let multiple = p50.as_secs_f64() / percentile(&raw, 0.5).as_secs_f64();
         println!("{writers} writers: p50 {p50:?} ({multiple:.2} x fdatasync) p99 {p99:?} {rate:.0} writes/s");
@@ -103,8 +116,6 @@ async fn main() -> Result<()> {
     let store = RaftStore::open(Options::new(dir.join("store"))).await?;
     println!("reopen: {:?} with {} resources at index {}", start.elapsed(), store.world().len(), store.world().index());
     store.shutdown().await?;
-    let raw = raw_sync(&dir, 500)?;
-    println!("raw fdatasync again: p50 {:?} p99 {:?}", percentile(&raw, 0.5), percentile(&raw, 0.99));
     if given.is_none() {
         std::fs::remove_dir_all(dir)?;
     }

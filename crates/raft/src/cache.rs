@@ -8,7 +8,7 @@ use crate::{
     types::{LogId, Membership, log_id},
 };
 use ikada_model::Key;
-use ikada_store::{Mark, StateBatch, StateMark, StateStore, StoreError};
+use ikada_store::{Identity, SledState, StateBatch, StateMark, StateStore, StoreError};
 use ikada_world::{
     ChangeSet, Command, CommandId, REMEMBERED_OUTCOMES, World,
     record::{OutcomeRecordV1, ResourceRecordV1},
@@ -16,10 +16,11 @@ use ikada_world::{
 use parking_lot::Mutex;
 use std::{
     collections::{BTreeSet, HashMap},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// How long changes are collected before they are written. There is no timer while nothing changes.
 const COLLECT: Duration = Duration::from_millis(250);
@@ -47,7 +48,8 @@ struct Dirty {
 /// What the cache does not have yet.
 #[derive(Default)]
 pub(crate) struct Pending {
-    dirty: Mutex<Dirty>,
+    /// `None` when there is no cache, so that nothing piles up.
+    dirty: Mutex<Option<Dirty>>,
     changed: Notify,
 }
 
@@ -68,9 +70,15 @@ fn outcome_key(o: &OutcomeRecordV1) -> Vec<u8> {
 }
 
 impl Pending {
+    /// For a cache that will be written: from scratch unless it holds the position from which on changes are noted.
+    pub(crate) fn for_cache(from_scratch: bool) -> Self {
+        Pending { dirty: Mutex::new(Some(Dirty { all: from_scratch, ..Dirty::default() })), changed: Notify::new() }
+    }
+
     /// Notes one applied entry; `command` when it carried one.
     pub(crate) fn note(&self, world: &Arc<World>, at: LogId, membership: &Membership, command: Option<&Command>, changes: &ChangeSet) {
         let mut dirty = self.dirty.lock();
+        let Some(dirty) = dirty.as_mut() else { return };
         for (is_status, list) in [(false, &changes.policy), (true, &changes.status)] {
             for change in list {
                 let Some(key) = change.key() else { continue };
@@ -82,23 +90,28 @@ impl Pending {
             dirty.outcomes.insert(outcome.id, outcome);
         }
         dirty.at = Some((world.clone(), at, membership.clone()));
-        drop(dirty);
         self.changed.notify_one();
     }
 
     /// The whole world has to be written.
     pub(crate) fn note_all(&self, world: &Arc<World>, at: LogId, membership: &Membership) {
-        *self.dirty.lock() = Dirty { all: true, at: Some((world.clone(), at, membership.clone())), ..Dirty::default() };
-        self.changed.notify_one();
+        if let Some(dirty) = self.dirty.lock().as_mut() {
+            *dirty = Dirty { all: true, at: Some((world.clone(), at, membership.clone())), ..Dirty::default() };
+            self.changed.notify_one();
+        }
     }
 }
 
-/// Reads the cache. `None` when it is empty.
-pub(crate) fn load(store: &dyn StateStore) -> Result<Option<(Position, BTreeSet<Vec<u8>>)>, String> {
+/// Reads the cache of this node. `None` when it is empty.
+pub(crate) fn load(store: &dyn StateStore, owner: Identity) -> Result<Option<(Position, BTreeSet<Vec<u8>>)>, String> {
     let text = |e: StoreError| e.to_string();
     let Some((mark, map)) = store.load().map_err(text)? else { return Ok(None) };
+    let (found, meta) = record::decode_cache(&mark.meta).map_err(|e| e.to_string())?;
+    if found != owner {
+        return Err(format!("it belongs to {found}"));
+    }
     let build = || -> Result<Position, RecordError> {
-        let (revision, status_revision, membership) = record::decode_meta(&mark.meta)?;
+        let (revision, status_revision, membership) = record::decode_meta(&meta)?;
         let mut builder = WorldBuilder::default();
         map.values().try_for_each(|bytes| builder.push(bytes))?;
         let world = Arc::new(builder.build(mark.mark.index, revision, status_revision)?);
@@ -110,48 +123,62 @@ pub(crate) fn load(store: &dyn StateStore) -> Result<Option<(Position, BTreeSet<
 
 /// Writes pending changes to a cache.
 pub(crate) struct CacheWriter {
-    pub store: Arc<dyn StateStore>,
+    /// The cache, opened at the first write if it was not needed before.
+    pub store: Option<SledState>,
+    pub dir: PathBuf,
+    pub owner: Identity,
     pub pending: Arc<Pending>,
     /// Keys of the outcomes in the cache, oldest first.
     pub outcomes: BTreeSet<Vec<u8>>,
 }
 
 impl CacheWriter {
-    /// Runs until the cache fails. `blocking`: the cache waits for a disk, so call it off the runtime.
-    pub(crate) async fn run(mut self, blocking: bool) {
+    /// Runs until the cache fails or `closing` turns true or is gone, then writes what is left. Lets go of `guard` after the cache.
+    pub(crate) async fn run(mut self, mut closing: watch::Receiver<bool>, guard: impl Send) {
         let pending = self.pending.clone();
-        loop {
-            pending.changed.notified().await;
-            tokio::time::sleep(COLLECT).await;
-            let done = if blocking {
-                let joined = tokio::task::spawn_blocking(move || {
-                    let done = self.flush();
-                    (self, done)
-                });
-                match joined.await {
-                    Ok((writer, done)) => {
-                        self = writer;
-                        done
-                    }
-                    Err(_) => return,
+        let mut last = false;
+        while !last {
+            tokio::select! {
+                () = pending.changed.notified() => {}
+                _ = closing.wait_for(|c| *c) => last = true,
+            }
+            if !last {
+                tokio::select! {
+                    () = tokio::time::sleep(COLLECT) => {}
+                    _ = closing.wait_for(|c| *c) => last = true,
                 }
-            } else {
-                self.flush()
-            };
+            }
+            let flush = tokio::task::spawn_blocking(move || {
+                let done = self.flush();
+                if last {
+                    // Closing waits for the disk.
+                    self.store = None;
+                }
+                (self, done)
+            });
+            let Ok((writer, done)) = flush.await else { break };
+            self = writer;
             if let Err(e) = done {
                 tracing::warn!("the state cache is not used any more, the next start reads snapshot and log: {e}");
-                return;
+                break;
             }
         }
+        *pending.dirty.lock() = None;
+        drop(guard);
     }
 
-    pub(crate) fn flush(&mut self) -> Result<(), String> {
-        let dirty = std::mem::take(&mut *self.pending.dirty.lock());
+    fn flush(&mut self) -> Result<(), String> {
+        let Some(dirty) = self.pending.dirty.lock().as_mut().map(std::mem::take) else { return Ok(()) };
         let Some((world, at, membership)) = dirty.at else { return Ok(()) };
-        let (on_disk, live) = self.store.usage().map_err(|e| e.to_string())?;
+        let store = match self.store.take() {
+            Some(store) => store,
+            None => SledState::open(&self.dir).map_err(|e| e.to_string())?,
+        };
+        let store = self.store.insert(store);
+        let (on_disk, live) = store.usage().map_err(|e| e.to_string())?;
         let bloated = on_disk > BLOAT_BYTES && on_disk > live.saturating_mul(BLOAT_FACTOR);
         if dirty.all || bloated {
-            self.store.clear().map_err(|e| e.to_string())?;
+            store.clear().map_err(|e| e.to_string())?;
             self.outcomes.clear();
             return self.write(&world, at, &membership, world.resource_records().map(|r| (r.is_status, key_of(&r), Some(r))), world.outcome_records());
         }
@@ -169,7 +196,7 @@ impl CacheWriter {
     ) -> Result<(), String> {
         let text = |e: &dyn std::fmt::Display| e.to_string();
         let meta = record::encode_meta(world, &at, membership).map_err(|e| text(&e))?;
-        let mark = StateMark { mark: Mark { index: meta.mark.index, term: meta.mark.term }, meta: meta.meta };
+        let mark = StateMark { mark: meta.mark, meta: record::encode_cache(self.owner, meta.meta).map_err(|e| text(&e))? };
         let mut batch = StateBatch { mark, puts: Vec::new(), deletes: Vec::new() };
         for (_, key, record) in resources {
             match record {
@@ -187,7 +214,10 @@ impl CacheWriter {
             batch.puts.retain(|(k, _)| *k != oldest);
             batch.deletes.push(oldest);
         }
-        self.store.apply(batch).map_err(|e| text(&e))
+        match &self.store {
+            Some(store) => store.apply(batch).map_err(|e| text(&e)),
+            None => Err("it is not open".to_owned()),
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use crate::types::{Entry, LogId, Membership, Proposal, log_id, mark};
 use bytes::Bytes;
 use ikada_model::Timestamp;
 use ikada_store::{
-    LogRecord, Mark, SnapshotMeta,
+    ClusterId, Identity, LogRecord, Mark, SnapshotMeta,
     codec::{self, CodecError, Tag},
 };
 use ikada_world::{
@@ -22,6 +22,7 @@ const MEMBERSHIP: Tag = Tag { kind: 3, version: 1 };
 const SNAPSHOT: Tag = Tag { kind: 4, version: 1 };
 pub(crate) const RESOURCE: Tag = Tag { kind: 5, version: 1 };
 pub(crate) const OUTCOME: Tag = Tag { kind: 6, version: 1 };
+const CACHE: Tag = Tag { kind: 7, version: 1 };
 
 /// Largest encoded command in bytes. Below half of a record: a stored resource has a spec and a status that came in two commands.
 pub(crate) const MAX_COMMAND_BYTES: usize = (2 << 20) - (64 << 10);
@@ -59,6 +60,24 @@ struct SnapshotRecordV1 {
     /// Index and term of the entry that has the membership.
     membership_at: Option<(u64, u64)>,
     membership: MembershipRecordV1,
+}
+
+/// Whose state cache it is, and its [`SnapshotRecordV1`] as an encoded record.
+#[derive(Serialize, Deserialize)]
+struct CacheRecordV1 {
+    cluster: [u8; 16],
+    node: u64,
+    meta: Vec<u8>,
+}
+
+pub(crate) fn encode_cache(owner: Identity, meta: Vec<u8>) -> Result<Vec<u8>, CodecError> {
+    codec::encode(CACHE, &CacheRecordV1 { cluster: owner.cluster.0, node: owner.node, meta })
+}
+
+/// Owner of a cache, and what [`decode_meta`] reads.
+pub(crate) fn decode_cache(bytes: &[u8]) -> Result<(Identity, Vec<u8>), RecordError> {
+    let record: CacheRecordV1 = codec::decode(CACHE, bytes)?;
+    Ok((Identity { cluster: ClusterId(record.cluster), node: record.node }, record.meta))
 }
 
 type Config = openraft::Membership<u64, BasicNode>;
@@ -218,6 +237,7 @@ mod tests {
             let _ = entry(LogRecord { mark: Mark { index: 0, term: 0 }, payload: Bytes::from(bytes.clone()) });
             let _ = decode_command(&bytes);
             let _ = decode_meta(&bytes);
+            let _ = decode_cache(&bytes);
             let _ = WorldBuilder::default().push(&bytes);
         }
 

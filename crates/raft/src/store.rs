@@ -13,7 +13,7 @@ use crate::{
 };
 use async_trait::async_trait;
 use ikada_store::{
-    ClusterId, DataDir, FileLog, FileLogOptions, Identity, LogStore, Mark, SledState, SnapshotStore, StateStore, StoreError,
+    ClusterId, DataDir, FileLog, FileLogOptions, Identity, LogStore, Mark, SledState, SnapshotStore, StoreError,
 };
 use ikada_world::{Applied, ChangeSet, Command, ProposeError, Replicator, World};
 use openraft::{
@@ -28,7 +28,10 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::sync::{broadcast, watch};
+use tokio::{
+    sync::{broadcast, watch},
+    task::JoinHandle,
+};
 
 /// Id of the node that makes a cluster. Others get theirs when they join; an id is never used twice.
 const FIRST_NODE: u64 = 1;
@@ -53,7 +56,7 @@ pub struct RaftStore {
     closing: watch::Sender<bool>,
     /// Released by a shutdown; the log's writer holds it too, so that nobody opens the directory while it writes.
     dir: Arc<Mutex<Option<DataDir>>>,
-    cache: Option<(Arc<dyn StateStore>, tokio::task::AbortHandle)>,
+    cache: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// What the data directory held.
@@ -62,9 +65,16 @@ struct Opened {
     log: Arc<dyn LogStore>,
     snapshots: Arc<SnapshotStore>,
     position: Position,
-    cache: Option<(Arc<dyn StateStore>, BTreeSet<Vec<u8>>)>,
+    cache: Cache,
     /// The cache does not have the position.
     refill: bool,
+}
+
+/// The state cache.
+enum Cache {
+    Off,
+    /// Open already, or to be opened; and the keys of its outcomes.
+    On(Option<SledState>, BTreeSet<Vec<u8>>),
 }
 
 fn open_dir(options: &Options, settings: &Settings) -> Result<Opened, OpenError> {
@@ -74,12 +84,19 @@ fn open_dir(options: &Options, settings: &Settings) -> Result<Opened, OpenError>
     let log = FileLog::open(options.disk.clone(), &dir.log(), dir.identity(), sizes)?;
     let snapshots = SnapshotStore::open(options.disk.clone(), &dir.snapshots(), dir.identity())?;
     let newest = snapshots.newest();
-    let mut cache = None;
     let mut cached = None;
-    if !options.simulated && let Some((store, found)) = open_cache(&dir.state()) {
-        let (position, outcomes) = found.filter(|(p, _)| fits(&log, newest, p)).map_or((None, BTreeSet::new()), |(p, o)| (Some(p), o));
-        cached = position;
-        cache = Some((store, outcomes));
+    // A new directory has nothing to read; the cache is made when it is first written.
+    let mut cache = if options.simulated { Cache::Off } else { Cache::On(None, BTreeSet::new()) };
+    if !options.simulated && !dir.created() {
+        cache = match open_cache(&dir.state(), dir.identity()) {
+            Some((store, found)) => {
+                let found = found.filter(|(position, _)| fits(&log, newest, position));
+                let (position, outcomes) = found.map_or((None, BTreeSet::new()), |(p, o)| (Some(p), o));
+                cached = position;
+                Cache::On(Some(store), outcomes)
+            }
+            None => Cache::Off,
+        };
     }
     let refill = cached.is_none();
     let position = match (cached, newest) {
@@ -106,15 +123,15 @@ fn as_store_error(e: std::io::Error, path: &Path) -> StoreError {
 type Cached = Option<(Position, BTreeSet<Vec<u8>>)>;
 
 /// Opens the cache and reads it. One that cannot be read is emptied; without one a start only takes longer.
-fn open_cache(dir: &Path) -> Option<(Arc<dyn StateStore>, Cached)> {
+fn open_cache(dir: &Path, owner: Identity) -> Option<(SledState, Cached)> {
     let open = || SledState::open(dir).map_err(|e| e.to_string());
-    let read = open().and_then(|store| Ok((cache::load(&store)?, store)));
+    let read = open().and_then(|store| Ok((cache::load(&store, owner)?, store)));
     match read {
-        Ok((found, store)) => Some((Arc::new(store), found)),
+        Ok((found, store)) => Some((store, found)),
         Err(e) => {
             tracing::warn!("rebuilding the state cache in {} from snapshot and log: {e}", dir.display());
             match SledState::wipe(dir).map_err(|e| e.to_string()).and_then(|()| open()) {
-                Ok(store) => Some((Arc::new(store), None)),
+                Ok(store) => Some((store, None)),
                 Err(e) => {
                     tracing::warn!("going on without a state cache in {}: {e}", dir.display());
                     None
@@ -150,16 +167,21 @@ impl RaftStore {
         let Opened { dir, log, snapshots, position, cache, refill } = opened;
         let identity = dir.identity();
         let blocking = !options.simulated;
-        let pending = Arc::new(Pending::default());
+        let pending = Arc::new(if matches!(cache, Cache::Off) { Pending::default() } else { Pending::for_cache(refill) });
         if refill && let Some(at) = position.last {
             pending.note_all(&position.world, at, &position.membership);
         }
-        let cache = cache.map(|(store, outcomes)| {
-            let writer = CacheWriter { store: store.clone(), pending: pending.clone(), outcomes };
-            (store, tokio::spawn(writer.run(blocking)).abort_handle())
-        });
         let fatal = watch::channel(None).0;
+        let closing = watch::channel(false).0;
+        let state_dir = dir.state();
         let dir = Arc::new(Mutex::new(Some(dir)));
+        let cache = match cache {
+            Cache::Off => None,
+            Cache::On(store, outcomes) => {
+                let writer = CacheWriter { store, dir: state_dir, owner: identity, pending: pending.clone(), outcomes };
+                Some(tokio::spawn(writer.run(closing.subscribe(), dir.clone())))
+            }
+        };
         let start = |e: &dyn std::fmt::Display| OpenError::Raft(e.to_string());
         let log = RaftLog::start(log, fatal.clone(), blocking, dir.clone()).map_err(|e| start(&e))?;
         let published = Arc::new(Published::new(position.world.clone()));
@@ -176,9 +198,9 @@ impl RaftStore {
             deadline: settings.proposal_deadline,
             leads: watch::channel(false).0,
             fatal: fatal.clone(),
-            closing: watch::channel(false).0,
+            closing,
             dir,
-            cache,
+            cache: Mutex::new(cache),
         });
         store.start().await?;
         Ok(store)
@@ -213,7 +235,7 @@ impl RaftStore {
     fn watch_raft(&self) {
         let mut server = self.raft.server_metrics();
         let metrics = self.raft.metrics();
-        let (leads, fatal, closing) = (self.leads.clone(), self.fatal.clone(), self.closing.clone());
+        let (leads, fatal, closing) = (self.leads.clone(), self.fatal.clone(), self.closing.subscribe());
         let mut failed = self.fatal.subscribe();
         tokio::spawn(async move {
             loop {
@@ -266,8 +288,11 @@ impl RaftStore {
                 Err(_) => Err(Fatal("the log could not be made durable in time".to_owned())),
             };
         }
-        if let Some((_, writer)) = &self.cache {
-            writer.abort();
+        let cache = self.cache.lock().take();
+        if let Some(writer) = cache
+            && tokio::time::timeout(SYNC_DEADLINE, writer).await.is_err()
+        {
+            tracing::warn!("the state cache could not be written in time");
         }
         drop(self.dir.lock().take());
         let fatal = self.fatal.borrow().clone();
@@ -360,5 +385,70 @@ impl Replicator for RaftStore {
 
     fn new_id(&self) -> [u8; 16] {
         uuid_v4(&*self.randomness)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ikada_model::{Json, Key, Kind, Labels};
+    use ikada_world::{Op, Put};
+
+    async fn fill(options: &Options, from: u64, to: u64) {
+        let store = RaftStore::open(options.clone()).await.unwrap();
+        for n in from..to {
+            let put = Put::new(Key::new(Kind::MeshTimeout, "default", &format!("t-{}", n % 7)), Labels::new(), Json::default());
+            store.propose(Command { id: store.new_id(), ops: vec![Op::Put(put)] }).await.unwrap();
+        }
+        let delete = Op::Delete { key: Key::new(Kind::MeshTimeout, "default", "t-3"), expect: ikada_world::Expect::Any };
+        store.propose(Command { id: store.new_id(), ops: vec![delete] }).await.unwrap();
+        store.shutdown().await.unwrap();
+    }
+
+    /// What a start finds: whether the cache served it, and the world as text.
+    fn found(options: &Options) -> (bool, String) {
+        let opened = open_dir(options, &Settings::lan()).unwrap();
+        let world = &opened.position.world;
+        (!opened.refill, format!("{:?} {:?}", world.resource_records().collect::<Vec<_>>(), world.outcome_records().collect::<Vec<_>>()))
+    }
+
+    #[tokio::test]
+    async fn the_cache_serves_a_start_only_when_it_is_of_this_history() {
+        let tmp = tempfile::tempdir().unwrap();
+        let options = Options::new(tmp.path().join("a"));
+        fill(&options, 0, 20).await;
+        let store = RaftStore::open(options.clone()).await.unwrap();
+        let world = store.world();
+        let truth = format!("{:?} {:?}", world.resource_records().collect::<Vec<_>>(), world.outcome_records().collect::<Vec<_>>());
+        store.shutdown().await.unwrap();
+        drop(store);
+        assert_eq!(found(&options), (true, truth.clone()));
+
+        // The cache of another cluster; and one of this node which is ahead of the log, as if the log were an older backup.
+        let (a, b) = (tmp.path().join("a"), tmp.path().join("b"));
+        fill(&Options::new(&b), 0, 60).await;
+        for foreign in [true, false] {
+            if !foreign {
+                for name in ["log"] {
+                    let from = a.join(name);
+                    let copied = std::process::Command::new("cp").arg("-r").arg(&from).arg(tmp.path().join(format!("{name}.old"))).status();
+                    assert!(copied.unwrap().success());
+                }
+                fill(&options, 0, 30).await;
+                std::fs::remove_dir_all(a.join("log")).unwrap();
+                std::fs::rename(tmp.path().join("log.old"), a.join("log")).unwrap();
+            } else {
+                std::fs::remove_dir_all(a.join("state")).unwrap();
+                std::fs::rename(b.join("state"), a.join("state")).unwrap();
+            }
+            assert!(!found(&options).0);
+            let store = RaftStore::open(options.clone()).await.unwrap();
+            let world = store.world();
+            let now = format!("{:?} {:?}", world.resource_records().collect::<Vec<_>>(), world.outcome_records().collect::<Vec<_>>());
+            assert!(now == truth, "foreign {foreign}: {now}");
+            store.shutdown().await.unwrap();
+            drop(store);
+            assert!(found(&options) == (true, truth.clone()), "foreign {foreign}: it was rebuilt");
+        }
     }
 }

@@ -39,6 +39,11 @@ impl DataDir {
     /// Opens a directory, or makes one with the identity that `new` gives when it does not exist or is empty. Everything else is
     /// refused and left as it is.
     pub fn open(disk: Arc<dyn Disk>, path: &Path, new: impl FnOnce() -> Identity) -> Result<DataDir> {
+        let missing: Vec<&Path> = path
+            .ancestors()
+            .filter(|p| !p.as_os_str().is_empty())
+            .take_while(|p| disk.list(p).is_err_and(|e| e.kind() == io::ErrorKind::NotFound))
+            .collect();
         disk.create_dir_all(path).map_err(|e| match e.kind() {
             io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
                 StoreError::NotADataDir { path: path.to_path_buf(), what: "it is not a directory".to_owned() }
@@ -73,6 +78,11 @@ impl DataDir {
             disk.create_dir_all(&sub).map_err(|e| StoreError::io("create", &sub, e))?;
         }
         disk.sync_dir(path).map_err(|e| StoreError::io("sync", path, e))?;
+        // The names of new directories must survive a power loss too.
+        for parent in missing.iter().filter_map(|p| p.parent()) {
+            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+            disk.sync_dir(parent).map_err(|e| StoreError::io("sync", parent, e))?;
+        }
         Ok(DataDir { disk, path: path.to_path_buf(), identity, created: !has_identity, _lock: lock })
     }
 
