@@ -42,6 +42,8 @@ pub mod title {
     pub const MESH: &str = "Failed to retrieve Mesh";
     /// GET of one resource.
     pub const GET: &str = "Could not retrieve a resource";
+    /// GET of what a policy selects.
+    pub const POLICY: &str = "Could not retrieve policy";
     /// GET of a list.
     pub const LIST: &str = "Could not retrieve resources";
     /// Body and metadata of a PUT.

@@ -5,6 +5,7 @@
 pub mod auth;
 mod body;
 mod error;
+mod inspect;
 mod list;
 pub mod managers;
 mod read;

@@ -66,6 +66,22 @@ pub enum Route {
         /// Dataplane.
         name: String,
     },
+    /// `/meshes/{mesh}/{policies or meshservices}/{name}/_resources/dataplanes`
+    Dataplanes {
+        /// Kind.
+        kind: Kind,
+        /// Mesh.
+        mesh: String,
+        /// Name.
+        name: String,
+    },
+    /// `/meshes/{mesh}/dataplanes/{name}/_rules`
+    Rules {
+        /// Mesh.
+        mesh: String,
+        /// Dataplane.
+        name: String,
+    },
     /// `/tokens/…`
     Token(TokenKind),
 }
@@ -162,6 +178,12 @@ pub fn parse(path: &str, base: &str, user_tokens: bool) -> Option<Route> {
             Some(Route::Overview { kind, mesh: own(mesh), name: own(name) })
         }
         ["meshes", mesh, "dataplanes" | "meshgateways", name, "_config"] => Some(Route::Config { mesh: own(mesh), name: own(name) }),
+        ["meshes", mesh, "dataplanes", name, "_rules"] => Some(Route::Rules { mesh: own(mesh), name: own(name) }),
+        ["meshes", mesh, "meshservices", name, "_dataplanes"] => Some(Route::Dataplanes { kind: Kind::MeshService, mesh: own(mesh), name: own(name) }),
+        ["meshes", mesh, plural, name, "_resources", "dataplanes"] => {
+            let kind = Kind::by_path(plural).filter(|k| *k == Kind::MeshService || k.descriptor().policy.is_some())?;
+            Some(Route::Dataplanes { kind, mesh: own(mesh), name: own(name) })
+        }
         [plural] => {
             let (kind, overview) = list_kind(plural)?;
             Some(Route::List { kind, mesh: None, overview, template: format!("/{plural}") })

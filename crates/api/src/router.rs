@@ -4,6 +4,7 @@ use crate::{
     auth::{self, User},
     body,
     error::{ApiError, title},
+    inspect,
     list::Query,
     read::{self, ListRequest},
     route::{self, Route},
@@ -177,6 +178,14 @@ async fn dispatch(state: &ApiState, parts: &Parts, body: Body, user: &User, rout
         Route::Overview { kind, mesh, name } => {
             let world = fresh(state, title::GET).await?;
             Ok(read_at(&world, body::json(StatusCode::OK, &read::one(state, &world, user, &query, (kind, &mesh, &name), true)?)))
+        }
+        Route::Dataplanes { kind, mesh, name } => {
+            let world = fresh(state, title::GET).await?;
+            Ok(read_at(&world, body::json(StatusCode::OK, &inspect::dataplanes(state, &world, user, &query, (kind, &mesh, &name))?)))
+        }
+        Route::Rules { mesh, name } => {
+            let world = fresh(state, title::GET).await?;
+            Ok(read_at(&world, body::json(StatusCode::OK, &inspect::rules(state, &world, user, &mesh, &name)?)))
         }
         Route::Config { mesh, name } => config(state, &query, &mesh, &name).await,
         Route::One { kind, mesh, name } => {
