@@ -53,7 +53,8 @@ pub fn identity(args: &Run) -> anyhow::Result<Identity> {
     };
     match text {
         Some(text) => {
-            if args.name.is_some() || args.mesh.is_some() {
+            // A unit file may set them to nothing.
+            if [&args.name, &args.mesh].into_iter().flatten().any(|given| !given.is_empty()) {
                 bail!(
                     "--name and --mesh cannot be specified when a dataplane definition is provided, mesh and name will be read from the \
                      dataplane definition."
@@ -67,7 +68,7 @@ pub fn identity(args: &Run) -> anyhow::Result<Identity> {
                 bail!("which proxy is this? Give its definition with --dataplane-file, or --name and --mesh of one in the control plane");
             }
             let mesh = match args.proxy_type {
-                ProxyType::Dataplane => args.mesh.clone().unwrap_or_else(|| "default".to_owned()),
+                ProxyType::Dataplane => args.mesh.clone().filter(|m| !m.is_empty()).unwrap_or_else(|| "default".to_owned()),
                 _ => String::new(),
             };
             Ok(Identity { name, mesh, resource: None, address: None })

@@ -315,6 +315,19 @@ fn refusals_end_at_once_and_say_why() {
     assert_eq!(dp.exit_code(), 0, "{}", dp.log());
 }
 
+#[test]
+fn variables_of_both_names_count() {
+    let run = |vars: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ikada-dp"));
+        let output = command.args(["run", "--binary-path", "/no/envoy"]).env_clear().envs(vars.iter().copied()).output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!(run(&[("KUMA_DATAPLANE_DRAIN_TIME", "soon")]).contains("'soon' for '--drain-time"));
+    assert!(run(&[("KUMA_DATAPLANE_DRAIN_TIME", "1s"), ("IKADA_DATAPLANE_DRAIN_TIME", "later")]).contains("'later' for '--drain-time"));
+    assert!(run(&[("IKADA_READINESS_PORT", "9000")]).contains("there is no Envoy at /no/envoy"));
+}
+
 /// The Envoy to test with.
 fn real_envoy() -> Option<PathBuf> {
     let named = std::env::var_os("IKADA_ENVOY").map(PathBuf::from);
