@@ -7,8 +7,10 @@ use crate::{
     read::require_mesh,
     state::ApiState,
 };
-use ikada_model::{Dataplane, Kind, Mesh, MeshService, Resource, dataplane::Inbound, mesh::MeshServicesMode};
-use ikada_policy::{InboundKey, MatchOptions, RuleOrigin, SubsetRule, TypedMatch, http_route::matches_hash, match_policies, selection};
+use ikada_model::{Dataplane, Kind, Kri, Mesh, MeshService, Resource, dataplane::Inbound, mesh::MeshServicesMode};
+use ikada_policy::{
+    InboundKey, MatchOptions, ResourceRule, RuleOrigin, SubsetRule, TypedMatch, http_route::matches_hash, match_policies, selection,
+};
 use ikada_world::World;
 use serde_json::{Map, Value, json};
 use std::{collections::BTreeMap, sync::Arc};
@@ -153,4 +155,121 @@ pub fn rules(state: &ApiState, world: &World, user: &User, mesh: &str, name: &st
     let matches: Vec<_> = hashes.into_iter().map(|(hash, m)| json!({"hash": hash, "match": m})).collect();
     let entries: Vec<_> = matched.iter().filter_map(|(kind, t)| rule_entry(kind, t, dp, exclusive)).collect();
     Ok(json!({"resource": meta(r), "httpMatches": matches, "rules": entries}))
+}
+
+/// What of a dataplane `_policies` is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The proxy as a whole.
+    Proxy,
+    /// One inbound or zone listener, by KRI.
+    Inbound(String),
+    /// One destination, by KRI.
+    Outbound(String),
+    /// The routes of a destination.
+    Routes(String),
+    /// One route of a destination.
+    Route {
+        /// KRI of the destination.
+        outbound: String,
+        /// KRI of the route.
+        route: String,
+    },
+}
+
+fn parse_kri(text: &str) -> Result<Kri, ApiError> {
+    text.parse().map_err(|e| ApiError::bad_request(format!("bad request: {e}")))
+}
+
+/// Distinct policies as `origins`.
+fn kris<'a>(policies: impl IntoIterator<Item = &'a Arc<Resource>>) -> Vec<Value> {
+    let mut all: Vec<Value> = Vec::new();
+    for p in policies {
+        let origin = json!({"kri": Kri::of(p).to_string()});
+        if !all.contains(&origin) {
+            all.push(origin);
+        }
+    }
+    all
+}
+
+fn is_route(kind: Kind) -> bool {
+    matches!(kind, Kind::MeshHTTPRoute | Kind::MeshTCPRoute)
+}
+
+/// Address and port of the inbound or zone listener with this section name.
+fn section_key(dp: &Dataplane, section: &str) -> Option<InboundKey> {
+    let n = &dp.networking;
+    let inbound = n.inbound.iter().find(|i| i.section() == section);
+    let listener = n.listeners.iter().find(|l| if l.name.is_empty() { l.port.to_string() == section } else { l.name == section });
+    inbound
+        .map(|i| InboundKey { address: n.inbound_address(i).to_owned(), port: i.port })
+        .or_else(|| listener.map(|l| InboundKey { address: l.address.clone(), port: l.port }))
+}
+
+/// `GET …/dataplanes/{name}/_policies` and its kin for inbounds, outbounds and routes.
+pub fn policies(state: &ApiState, world: &World, user: &User, (mesh, name): (&str, &str), part: &Part) -> Result<Value, ApiError> {
+    let r = find(state, world, user, (Kind::Dataplane, mesh, name))?;
+    let exclusive = world.mesh(mesh).and_then(|m| m.view::<Mesh>()).is_some_and(|m| m.mesh_services.mode == MeshServicesMode::Exclusive);
+    if !exclusive {
+        return Err(ApiError::bad_request("bad request: can't use _policies endpoint without meshService enabled"));
+    }
+    let matched = match_policies(world, r, &MatchOptions::default());
+    let shown = |rule: &ResourceRule, kind: Kind| {
+        let conf: Vec<_> = rule.conf.iter().map(|c| (**c).clone()).collect();
+        json!({"kind": kind.name(), "conf": conf, "origins": kris(rule.origins.iter().map(|o| &o.policy))})
+    };
+    let items: Vec<Value> = match part {
+        Part::Proxy => matched
+            .iter()
+            .filter_map(|(kind, t)| Some((kind, t.single.as_ref()?)))
+            .map(|(kind, s)| json!({"kind": kind.name(), "conf": *s.conf, "origins": kris(&s.origins)}))
+            .collect(),
+        Part::Inbound(kri) => {
+            let section = parse_kri(kri)?.section;
+            let key = r.view::<Dataplane>().and_then(|dp| section_key(dp, &section));
+            let key = key.ok_or_else(|| ApiError::internal(title::GET, "inbound not found"))?;
+            let rules = matched.iter().filter_map(|(kind, t)| Some((kind, t.inbound.get(&key).filter(|r| !r.is_empty())?)));
+            rules
+                .map(|(kind, rules)| {
+                    let shown: Vec<_> = rules.iter().map(|r| json!({"kri": Kri::of(&r.origin.policy).to_string(), "conf": *r.conf})).collect();
+                    json!({"kind": kind.name(), "origins": kris(rules.iter().map(|r| &r.origin.policy)), "rules": shown})
+                })
+                .collect()
+        }
+        Part::Outbound(kri) => {
+            let kri = parse_kri(kri)?;
+            matched.iter().filter_map(|(kind, t)| Some(shown(t.to.compute(&kri)?, kind))).collect()
+        }
+        Part::Route { outbound, route } => {
+            let (outbound, route) = (parse_kri(outbound)?, parse_kri(route)?);
+            let kinds = matched.iter().filter(|(kind, _)| !is_route(*kind));
+            kinds.filter_map(|(kind, t)| Some(shown(t.to.resource_context(Some(&route), Some(&outbound), mesh)?, kind))).collect()
+        }
+        Part::Routes(kri) => {
+            let kri = parse_kri(kri)?;
+            let kinds = matched.iter().filter(|(kind, _)| is_route(*kind));
+            let routes: Vec<_> = kinds.filter_map(|(kind, t)| Some(routes(t.to.compute(&kri)?, kind))).collect();
+            return Ok(json!({"routes": routes}));
+        }
+    };
+    Ok(json!({"policies": items}))
+}
+
+/// Rules of the routes of a destination, each with the route it comes from.
+fn routes(rule: &ResourceRule, kind: Kind) -> Value {
+    let items = rule.conf.iter().flat_map(|c| c.get("rules").and_then(Value::as_array).into_iter().flatten());
+    let rules: Vec<_> = items
+        .map(|item| {
+            let conf = item.get("default").cloned().unwrap_or_else(|| json!({}));
+            if kind == Kind::MeshTCPRoute {
+                return json!({"kri": "", "matches": null, "conf": conf});
+            }
+            let matches = item.get("matches").cloned().unwrap_or(Value::Null);
+            let origin = rule.origin_by_matches.get(&matches_hash(&matches));
+            let kri = origin.map(|o| Kri::of(&o.policy).to_string()).unwrap_or_default();
+            json!({"kri": kri, "matches": matches, "conf": conf})
+        })
+        .collect();
+    json!({"kind": kind.name(), "origins": kris(rule.origins.iter().map(|o| &o.policy)), "rules": rules})
 }

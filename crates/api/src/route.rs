@@ -3,6 +3,7 @@
 //! Literal segments win over parameters. Paths are matched by hand: the kinds come from the registry, and what a path that exists answers to
 //! another method is part of the contract.
 
+use crate::inspect::Part;
 use http::Method;
 use ikada_model::Kind;
 
@@ -81,6 +82,15 @@ pub enum Route {
         mesh: String,
         /// Dataplane.
         name: String,
+    },
+    /// `/meshes/{mesh}/dataplanes/{name}/_policies`, `_inbounds/…`, `_outbounds/…`
+    DataplanePolicies {
+        /// Mesh.
+        mesh: String,
+        /// Dataplane.
+        name: String,
+        /// What of it.
+        part: Part,
     },
     /// `/tokens/…`
     Token(TokenKind),
@@ -179,6 +189,9 @@ pub fn parse(path: &str, base: &str, user_tokens: bool) -> Option<Route> {
         }
         ["meshes", mesh, "dataplanes" | "meshgateways", name, "_config"] => Some(Route::Config { mesh: own(mesh), name: own(name) }),
         ["meshes", mesh, "dataplanes", name, "_rules"] => Some(Route::Rules { mesh: own(mesh), name: own(name) }),
+        ["meshes", mesh, "dataplanes", name, ref rest @ ..] if dataplane_part(rest).is_some() => {
+            Some(Route::DataplanePolicies { mesh: own(mesh), name: own(name), part: dataplane_part(rest)? })
+        }
         ["meshes", mesh, "meshservices", name, "_dataplanes"] => Some(Route::Dataplanes { kind: Kind::MeshService, mesh: own(mesh), name: own(name) }),
         ["meshes", mesh, plural, name, "_resources", "dataplanes"] => {
             let kind = Kind::by_path(plural).filter(|k| *k == Kind::MeshService || k.descriptor().policy.is_some())?;
@@ -200,6 +213,19 @@ pub fn parse(path: &str, base: &str, user_tokens: bool) -> Option<Route> {
             let kind = Kind::by_path(plural).filter(|k| !k.is_mesh_scoped() && k.descriptor().overview)?;
             Some(Route::Overview { kind, mesh: String::new(), name: own(name) })
         }
+        _ => None,
+    }
+}
+
+/// What follows the name of a dataplane in the paths of its policies.
+fn dataplane_part(rest: &[&str]) -> Option<Part> {
+    let own = |s: &str| s.to_owned();
+    match *rest {
+        ["_policies"] => Some(Part::Proxy),
+        ["_inbounds", kri, "_policies"] => Some(Part::Inbound(own(kri))),
+        ["_outbounds", kri, "_policies"] => Some(Part::Outbound(own(kri))),
+        ["_outbounds", kri, "_routes"] => Some(Part::Routes(own(kri))),
+        ["_outbounds", outbound, "_routes", route, "_policies"] => Some(Part::Route { outbound: own(outbound), route: own(route) }),
         _ => None,
     }
 }

@@ -187,6 +187,10 @@ async fn dispatch(state: &ApiState, parts: &Parts, body: Body, user: &User, rout
             let world = fresh(state, title::GET).await?;
             Ok(read_at(&world, body::json(StatusCode::OK, &inspect::rules(state, &world, user, &mesh, &name)?)))
         }
+        Route::DataplanePolicies { mesh, name, part } => {
+            let world = fresh(state, title::GET).await?;
+            Ok(read_at(&world, body::json(StatusCode::OK, &inspect::policies(state, &world, user, (&mesh, &name), &part)?)))
+        }
         Route::Config { mesh, name } => config(state, &query, &mesh, &name).await,
         Route::One { kind, mesh, name } => {
             write::check_writable(state, kind)?;
