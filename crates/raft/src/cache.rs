@@ -8,7 +8,7 @@ use crate::{
     types::{LogId, Membership, log_id},
 };
 use ikada_model::Key;
-use ikada_store::{Identity, SledState, StateBatch, StateMark, StateStore, StoreError};
+use ikada_store::{Identity, SledState, StateBatch, StateImage, StateMark, StateStore, StoreError};
 use ikada_world::{
     ChangeSet, Command, CommandId, REMEMBERED_OUTCOMES, World,
     record::{OutcomeRecordV1, ResourceRecordV1},
@@ -102,10 +102,16 @@ impl Pending {
     }
 }
 
+/// A world that a cache held, and the keys of its outcomes, oldest first.
+pub(crate) struct Cached {
+    pub position: Position,
+    pub outcomes: BTreeSet<Vec<u8>>,
+}
+
 /// Reads the cache of this node. `None` when it is empty.
-pub(crate) fn load(store: &dyn StateStore, owner: Identity) -> Result<Option<(Position, BTreeSet<Vec<u8>>)>, String> {
+pub(crate) fn load(store: &dyn StateStore, owner: Identity) -> Result<Option<Cached>, String> {
     let text = |e: StoreError| e.to_string();
-    let Some((mark, map)) = store.load().map_err(text)? else { return Ok(None) };
+    let Some(StateImage { mark, values }) = store.load().map_err(text)? else { return Ok(None) };
     let (found, meta) = record::decode_cache(&mark.meta).map_err(|e| e.to_string())?;
     if found != owner {
         return Err(format!("it belongs to {found}"));
@@ -113,12 +119,12 @@ pub(crate) fn load(store: &dyn StateStore, owner: Identity) -> Result<Option<(Po
     let build = || -> Result<Position, RecordError> {
         let (revision, status_revision, membership) = record::decode_meta(&meta)?;
         let mut builder = WorldBuilder::default();
-        map.values().try_for_each(|bytes| builder.push(bytes))?;
+        values.values().try_for_each(|bytes| builder.push(bytes))?;
         let world = Arc::new(builder.build(mark.mark.index, revision, status_revision)?);
         Ok(Position { world, last: Some(log_id(mark.mark)), membership })
     };
     let position = build().map_err(|e| e.to_string())?;
-    Ok(Some((position, map.into_keys().filter(|k| k.first() == Some(&b'o')).collect())))
+    Ok(Some(Cached { position, outcomes: values.into_keys().filter(|k| k.first() == Some(&b'o')).collect() }))
 }
 
 /// Writes pending changes to a cache.

@@ -29,5 +29,5 @@ pub use dir::DataDir;
 pub use error::{Result, StoreError};
 pub use log::{FileLog, FileLogOptions, LogRecord, LogState, LogStore, MAX_RECORD_BYTES};
 pub use snapshot::{SnapshotMeta, SnapshotReader, SnapshotStore, SnapshotWriter};
-pub use state::{MemoryState, SledState, StateBatch, StateMark, StateStore};
+pub use state::{MemoryState, SledState, StateBatch, StateImage, StateMark, StateStore};
 pub use types::{ClusterId, FORMAT_VERSION, HardState, Identity, Mark};

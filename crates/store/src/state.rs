@@ -38,12 +38,21 @@ pub struct StateBatch {
     pub deletes: Vec<Vec<u8>>,
 }
 
+/// Everything in a cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateImage {
+    /// Its position.
+    pub mark: StateMark,
+    /// Its keys and values.
+    pub values: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
 /// A cache of the applied state.
 pub trait StateStore: Send + Sync + 'static {
     /// Applies a batch, and makes it durable before it returns.
     fn apply(&self, batch: StateBatch) -> Result<()>;
     /// The position and every key and value; `None` when it is empty. An error when anything is missing or changed.
-    fn load(&self) -> Result<Option<(StateMark, BTreeMap<Vec<u8>, Vec<u8>>)>>;
+    fn load(&self) -> Result<Option<StateImage>>;
     /// Removes everything.
     fn clear(&self) -> Result<()>;
     /// Bytes on disk and bytes of live keys and values.
@@ -52,29 +61,29 @@ pub trait StateStore: Send + Sync + 'static {
 
 /// A cache in memory, for simulations.
 #[derive(Default)]
-pub struct MemoryState(Mutex<(Option<StateMark>, BTreeMap<Vec<u8>, Vec<u8>>)>);
+pub struct MemoryState(Mutex<Option<StateImage>>);
 
 impl StateStore for MemoryState {
     fn apply(&self, batch: StateBatch) -> Result<()> {
         check(&batch)?;
         let mut state = self.0.lock();
+        let mut values = state.take().map(|image| image.values).unwrap_or_default();
         for key in &batch.deletes {
-            state.1.remove(key);
+            values.remove(key);
         }
-        state.1.extend(batch.puts);
-        state.0 = Some(batch.mark);
+        values.extend(batch.puts);
+        *state = Some(StateImage { mark: batch.mark, values });
         Ok(())
     }
-    fn load(&self) -> Result<Option<(StateMark, BTreeMap<Vec<u8>, Vec<u8>>)>> {
-        let state = self.0.lock();
-        Ok(state.0.clone().map(|mark| (mark, state.1.clone())))
+    fn load(&self) -> Result<Option<StateImage>> {
+        Ok(self.0.lock().clone())
     }
     fn clear(&self) -> Result<()> {
-        *self.0.lock() = Default::default();
+        *self.0.lock() = None;
         Ok(())
     }
     fn usage(&self) -> Result<(u64, u64)> {
-        let bytes = self.0.lock().1.iter().map(|(k, v)| (k.len() + v.len()) as u64).sum();
+        let bytes = self.0.lock().iter().flat_map(|i| &i.values).map(|(k, v)| (k.len() + v.len()) as u64).sum();
         Ok((bytes, bytes))
     }
 }
@@ -98,8 +107,8 @@ mod tests {
         }
     }
     fn sizes(s: &dyn StateStore) -> (u64, Vec<(String, usize)>) {
-        let (mark, map) = s.load().unwrap().unwrap();
-        (mark.mark.index, map.iter().map(|(k, v)| (String::from_utf8(k.clone()).unwrap(), v.len())).collect())
+        let image = s.load().unwrap().unwrap();
+        (image.mark.mark.index, image.values.iter().map(|(k, v)| (String::from_utf8(k.clone()).unwrap(), v.len())).collect())
     }
 
     fn conformance(reopen: &dyn Fn() -> Box<dyn StateStore>, durable: bool) {
@@ -154,7 +163,7 @@ mod tests {
             }
             std::fs::write(&path, &bad).unwrap();
             // sled may not notice, notice, or panic. What it gives back is right or nothing.
-            if let Ok(Some((mark, map))) = SledState::open(tmp.path()).and_then(|s| s.load()) {
+            if let Ok(Some(StateImage { mark, values: map })) = SledState::open(tmp.path()).and_then(|s| s.load()) {
                 assert_eq!((mark.mark.index, map.len()), (1, 2), "byte {at}");
                 assert!(map.values().all(|v| v.len() == 50_000));
             }

@@ -26,8 +26,11 @@ pub(super) fn split_key(stored: &[u8]) -> Result<(&[u8], u16), CodecError> {
     Ok((key, u16::from_be_bytes(*part)))
 }
 
+/// A key and a value as sled gets them.
+type Part = (Vec<u8>, Vec<u8>);
+
 /// Splits a value; at least one part.
-pub(super) fn split(key: &[u8], value: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, CodecError> {
+pub(super) fn split(key: &[u8], value: &[u8]) -> Result<Vec<Part>, CodecError> {
     let count = value.len().div_ceil(MAX_PART_BYTES).max(1);
     let parts = u16::try_from(count).map_err(|_| CodecError::TooLarge(value.len()))?;
     let mut chunks = value.chunks(MAX_PART_BYTES);

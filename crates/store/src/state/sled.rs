@@ -5,7 +5,7 @@
 //! count and digest of everything stored: a cache that lost or kept part of a batch is found out at load.
 
 use super::{
-    StateBatch, StateMark, StateStore, check,
+    StateBatch, StateImage, StateMark, StateStore, check,
     parts::{digest, part_key, read_part, split, split_key},
 };
 use crate::{
@@ -210,7 +210,7 @@ impl Db {
         Ok(())
     }
 
-    fn load(&self) -> Result<Option<(StateMark, BTreeMap<Vec<u8>, Vec<u8>>)>> {
+    fn load(&self) -> Result<Option<StateImage>> {
         let Some(mark) = &self.mark else { return Ok(None) };
         let mut map: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
         let mut open: Option<(Vec<u8>, u16, u16)> = None;
@@ -234,7 +234,7 @@ impl Db {
             return Err(cache("its contents are not those of its mark"));
         }
         let mark = StateMark { mark: Mark { index: mark.index, term: mark.term }, meta: mark.meta.clone() };
-        Ok(Some((mark, map)))
+        Ok(Some(StateImage { mark, values: map }))
     }
 
     fn clear(&mut self) -> Result<()> {
@@ -250,7 +250,7 @@ impl StateStore for SledState {
         check(&batch)?;
         self.call(move |db| db.apply(batch))
     }
-    fn load(&self) -> Result<Option<(StateMark, BTreeMap<Vec<u8>, Vec<u8>>)>> {
+    fn load(&self) -> Result<Option<StateImage>> {
         self.call(|db| db.load())
     }
     fn clear(&self) -> Result<()> {
