@@ -97,6 +97,11 @@ pub(crate) struct Machine {
     /// In serving order.
     types: BTreeMap<(usize, Arc<str>), TypeState>,
     snapshot: Option<Arc<Snapshot>>,
+    /// [`Self::synced`] told the snapshot.
+    synced_told: bool,
+    /// Assignments that left the snapshot, by the cluster that needs them: the client still has, or is being sent, that cluster. Without them a cluster
+    /// that leaves before its endpoints went out would never warm up, never be acknowledged and so never be removed.
+    retained: BTreeMap<Arc<str>, Entry>,
     nonces: u64,
     /// Assignments of clusters the client just accepted and has not asked for yet; listeners wait for them until then.
     expected_endpoints: BTreeSet<Arc<str>>,
@@ -112,6 +117,8 @@ impl Machine {
             limits,
             types: BTreeMap::new(),
             snapshot: None,
+            synced_told: false,
+            retained: BTreeMap::new(),
             nonces: 0,
             expected_endpoints: BTreeSet::new(),
             expected_until: None,
@@ -129,7 +136,33 @@ impl Machine {
             }
         }
         self.expected_endpoints.retain(|n| snapshot.typed(ENDPOINTS).is_some_and(|t| t.get(n).is_some()));
+        if let Some(old) = self.snapshot.take() {
+            let assignment = |c: &Entry| old.typed(ENDPOINTS)?.get(c.encoded.endpoints.as_ref()?).cloned();
+            let clusters = old.typed(CLUSTER).into_iter().flat_map(|t| t.iter());
+            self.retained.extend(clusters.filter_map(|(name, c)| Some((name.clone(), assignment(c)?))));
+        }
+        let present = |name: &str| snapshot.typed(ENDPOINTS).is_some_and(|t| t.get(name).is_some());
+        self.retained.retain(|_, e| !present(&e.encoded.name));
         self.snapshot = Some(snapshot);
+        self.synced_told = false;
+        self.release();
+    }
+
+    /// Forgets retained assignments of clusters that the client does not have any more.
+    fn release(&mut self) {
+        if self.retained.is_empty() {
+            return;
+        }
+        let before = self.retained.len();
+        match self.types.get(&(rank(CLUSTER), CLUSTER.into())) {
+            Some(clusters) => self.retained.retain(|name, _| clusters.has_or_is_sent(name)),
+            None => self.retained.clear(),
+        }
+        if self.retained.len() != before
+            && let Some(eds) = self.types.get_mut(&(rank(ENDPOINTS), ENDPOINTS.into()))
+        {
+            eds.diff = None;
+        }
     }
 
     /// A request. Returns what it said about the outstanding response of its type.
@@ -197,6 +230,16 @@ impl Machine {
         }
     }
 
+    /// The digest of the snapshot, once, when the client has acknowledged all of it that it asked for. To be asked after [`next`](Self::next) had nothing.
+    pub fn synced(&mut self) -> Option<u64> {
+        let settled = |t: &TypeState| t.pending.is_none() && !t.has_rejected() && t.diff.as_ref().is_some_and(Diff::is_empty);
+        if self.synced_told || self.types.is_empty() || !self.types.values().all(settled) {
+            return None;
+        }
+        self.synced_told = true;
+        self.snapshot.as_ref().map(|s| s.digest())
+    }
+
     /// When [`next`](Self::next) may have something without a new request or snapshot.
     pub fn wake_at(&self, now: Instant) -> Option<Instant> {
         let holds = self.types.values().filter_map(|t| t.hold_until);
@@ -230,8 +273,10 @@ impl Machine {
             self.expected_endpoints.clear();
             self.expected_until = None;
         }
+        self.release();
+        let none = BTreeMap::new();
         for ((_, url), t) in &mut self.types {
-            t.refresh(self.variant, url, &snapshot);
+            t.refresh(self.variant, url, &snapshot, if &**url == ENDPOINTS { &self.retained } else { &none });
         }
         // While the client rejects a listener or route, what it has instead may refer to clusters that are gone from the snapshot.
         let settled = |m: &Self, url: &str| {

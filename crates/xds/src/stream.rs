@@ -243,7 +243,12 @@ impl<P: Protocol, S: Session> Stream<'_, P, S> {
             };
             self.unread_since = None;
             let now = Instant::now();
-            let Some(out) = self.machine.next(now) else { return Ok(()) };
+            let Some(out) = self.machine.next(now) else {
+                if let Some(digest) = self.machine.synced() {
+                    self.session.on_synced(digest);
+                }
+                return Ok(());
+            };
             permit.send(Ok(P::frame(&out, &self.options.identifier)));
             self.unread_since = Some(now);
             self.session.on_sent(&Sent {

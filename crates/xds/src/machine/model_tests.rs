@@ -99,6 +99,8 @@ struct Sim {
     accepted: HashMap<Arc<str>, u64>,
     /// Last nonce received, by type.
     nonces: HashMap<Arc<str>, String>,
+    /// Nonce of the clusters' response that is applied and not acknowledged.
+    unanswered: Option<String>,
     endpoint_names: BTreeSet<String>,
     /// Clusters that got an assignment since they were added, and since they were changed.
     served: BTreeSet<String>,
@@ -117,6 +119,7 @@ impl Sim {
             has: BTreeMap::new(),
             accepted: HashMap::new(),
             nonces: HashMap::new(),
+            unanswered: None,
             endpoint_names: BTreeSet::new(),
             served: BTreeSet::new(),
             warm: BTreeSet::new(),
@@ -177,15 +180,25 @@ impl Sim {
         has.extend(out.resources.iter().map(|e| (e.encoded.name.to_string(), e.encoded.body.to_vec())));
         let after = has.clone();
         self.accepted.insert(url.clone(), out.version);
-        self.ask(&url, self.names_of(&url), vec![], vec![], &out.nonce, None);
+        if &*url != CLUSTER {
+            self.ask(&url, self.names_of(&url), vec![], vec![], &out.nonce, None);
+        }
         match &*url {
-            CLUSTER => self.clusters_changed(&before, &after),
+            CLUSTER => {
+                self.clusters_changed(&before, &after);
+                self.unanswered = Some(out.nonce);
+            }
             ENDPOINTS => {
                 let named = out.resources.iter().map(|e| e.encoded.name.to_string());
                 self.warm.extend(named.clone());
                 self.served.extend(named);
             }
             _ => {}
+        }
+        // As Envoy: clusters are acknowledged when all of them are warm.
+        let warm = self.has.get(CLUSTER).is_none_or(|c| c.keys().all(|c| self.warm.contains(c)));
+        if warm && let Some(nonce) = self.unanswered.take() {
+            self.ask(CLUSTER, vec![], vec![], vec![], &nonce, None);
         }
         self.check()
     }

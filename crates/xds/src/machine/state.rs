@@ -80,6 +80,11 @@ impl TypeState {
         self.wildcard || self.subscribed.contains(name)
     }
 
+    /// Whether the client has this resource, or is being sent it.
+    pub fn has_or_is_sent(&self, name: &str) -> bool {
+        self.known.contains_key(name) || self.pending.iter().flat_map(|p| &p.upserts).any(|e| &*e.encoded.name == name)
+    }
+
     /// Has a wanted name answered once more.
     pub fn ask_again(&mut self, name: &Arc<str>) {
         if self.wants(name) && self.asked.insert(name.clone()) {
@@ -217,22 +222,24 @@ impl TypeState {
         self.rejected.retain(|n, _| subscribed.contains(n));
     }
 
-    /// The wanted part of a snapshot, by name.
-    fn target<'s>(&self, typed: Option<&'s Typed>) -> BTreeMap<&'s str, &'s Entry> {
-        let Some(typed) = typed else { return BTreeMap::new() };
-        if self.wildcard {
-            typed.iter().map(|(n, e)| (&**n, e)).collect()
-        } else {
-            self.subscribed.iter().filter_map(|n| typed.get(n)).map(|e| (&*e.encoded.name, e)).collect()
+    /// The wanted part of a snapshot and of what is retained beside it, by name.
+    fn target<'s>(&self, typed: Option<&'s Typed>, retained: &'s BTreeMap<Arc<str>, Entry>) -> BTreeMap<&'s str, &'s Entry> {
+        let retained = retained.values().filter(|e| self.wants(&e.encoded.name));
+        let mut target: BTreeMap<&str, &Entry> = retained.map(|e| (&*e.encoded.name, e)).collect();
+        match typed {
+            Some(typed) if self.wildcard => target.extend(typed.iter().map(|(n, e)| (&**n, e))),
+            Some(typed) => target.extend(self.subscribed.iter().filter_map(|n| typed.get(n)).map(|e| (&*e.encoded.name, e))),
+            None => {}
         }
+        target
     }
 
     /// Computes `diff` when something changed.
-    pub fn refresh(&mut self, variant: Variant, url: &str, snapshot: &Snapshot) {
+    pub fn refresh(&mut self, variant: Variant, url: &str, snapshot: &Snapshot, retained: &BTreeMap<Arc<str>, Entry>) {
         if self.diff.is_some() || self.pending.is_some() {
             return;
         }
-        let target = self.target(snapshot.typed(url));
+        let target = self.target(snapshot.typed(url), retained);
         let whole = digest(target.iter().map(|(n, e)| (*n, e.version)));
         if self.claimed.take().is_some_and(|claimed| parse_version(&claimed) == whole) {
             self.known = target.values().map(|e| (e.encoded.name.clone(), Known { version: e.version, entry: Some((*e).clone()) })).collect();

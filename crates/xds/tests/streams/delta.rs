@@ -57,6 +57,7 @@ async fn full_then_differences() {
     assert_eq!(c.expect(CLUSTER).await, (vec![], names(&["c"])));
     c.silence().await;
     assert_eq!(fake.journal().iter().filter(|e| *e == "ack Cluster").count(), 3);
+    assert_eq!(fake.journal().last().unwrap(), "synced newest");
 }
 
 #[tokio::test]
@@ -250,6 +251,7 @@ async fn a_rejected_version_is_not_sent_again() {
     assert_eq!(content(&r).0, names(&["bad"]));
     c.nack(&r, "something else").await;
     c.silence().await;
+    assert!(!fake.journal().iter().any(|e| e.starts_with("synced")));
     fake.publish(snapshot([resource(LISTENER, "good", "2"), resource(LISTENER, "bad", "3")]));
     assert_eq!(c.expect(LISTENER).await, (names(&["bad"]), vec![]));
     assert!(fake.journal().contains(&"nack Listener bad: something else".to_owned()));

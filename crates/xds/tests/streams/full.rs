@@ -74,7 +74,7 @@ async fn a_subscription_changes_with_an_answered_nonce() {
     c.request(SECRET, &["s", "t"], &r.version_info, &r.nonce, None).await;
     assert_eq!(c.expect(SECRET, &["s", "t"]).await, ["s1", "t1"]);
     c.silence().await;
-    assert_eq!(fake.journal(), ["sent Secret +1 -0", "ack Secret", "sent Secret +2 -0", "ack Secret"]);
+    assert_eq!(fake.journal(), ["sent Secret +1 -0", "ack Secret", "synced newest", "sent Secret +2 -0", "ack Secret"]);
 }
 
 #[tokio::test]

@@ -113,6 +113,10 @@ impl Session for FakeSession {
         let names: Vec<_> = n.rejected.iter().map(|(n, _)| n.to_string()).collect();
         self.note(format!("nack {} {}: {}", short(n.type_url), names.join(","), n.message));
     }
+    fn on_synced(&self, digest: u64) {
+        let published = self.target.borrow().as_ref().map(|s| s.digest());
+        self.note(format!("synced {}", if Some(digest) == published { "newest" } else { "older" }));
+    }
     fn on_unacknowledged(&self, late: &Unacknowledged<'_>) {
         self.note(format!("late {}", short(late.type_url)));
     }
