@@ -24,8 +24,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "mtls": {"enabledBackend": "ca", "backends": [{"name": "ca", "type": "builtin"}]}}))?;
     let any = json!({"kind": "Mesh"});
     for (kind, conf) in [
-        ("MeshTimeout", json!({"connectionTimeout": "5s", "idleTimeout": "1h", "http": {"requestTimeout": "15s", "streamIdleTimeout": "30m"}})),
-        ("MeshRetry", json!({"http": {"numRetries": 5, "perTryTimeout": "16s", "backOff": {"baseInterval": "25ms", "maxInterval": "250ms"}}})),
+        (
+            "MeshTimeout",
+            json!({"connectionTimeout": "5s", "idleTimeout": "1h", "http": {"requestTimeout": "15s", "streamIdleTimeout": "30m"}}),
+        ),
+        (
+            "MeshRetry",
+            json!({"http": {"numRetries": 5, "perTryTimeout": "16s", "backOff": {"baseInterval": "25ms", "maxInterval": "250ms"}}}),
+        ),
         ("MeshCircuitBreaker", json!({"connectionLimits": {"maxConnections": 1024, "maxRetries": 3}})),
     ] {
         put(json!({"type": kind, "mesh": "default", "name": kind.to_lowercase(), "spec": {"to": [{"targetRef": any, "default": conf}]}}))?;
@@ -58,8 +64,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         for name in names {
             let key = Key::new(Kind::Dataplane, "default", name);
             let dataplane = world.get(&key).ok_or("a dataplane is missing")?;
-            let context =
-                ProxyContext { world: &world, dataplane, metadata: &metadata, settings: &settings, secrets: &secrets, include_shadow: false };
+            let context = ProxyContext {
+                world: &world,
+                dataplane,
+                metadata: &metadata,
+                settings: &settings,
+                secrets: &secrets,
+                include_shadow: false,
+            };
             let all = generate_shared(&context, shared)?;
             resources += all.len();
             bytes += all.iter().map(|g| g.bytes.len()).sum::<usize>();

@@ -66,7 +66,10 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         let cidrs = ["10.0.0.0/8", "192.168.0.0/16", "172.16.0.0/12", "fc00::/7", "fd00::/8", "127.0.0.1/32", "::1/128"];
-        Settings { zone: "default".into(), known_internal_cidrs: cidrs.map(str::to_owned).to_vec(), readiness_port: 0,
+        Settings {
+            zone: "default".into(),
+            known_internal_cidrs: cidrs.map(str::to_owned).to_vec(),
+            readiness_port: 0,
             hosts: BTreeMap::new(),
             dns_domain: "mesh".into(),
             service_vip_port: 80,
@@ -184,7 +187,12 @@ impl ProxySecrets {
     /// What inspection shows instead of secrets: `CERT`, `KEY`, `CA`, and nothing for the admin listener.
     pub fn dummy() -> Self {
         let pair = || Some(("CERT".to_owned(), "KEY".to_owned()));
-        ProxySecrets { identity: pair(), mesh_ca: Some("CA".to_owned()), admin_server: Some(Default::default()), admin_ca: Some(String::new()) }
+        ProxySecrets {
+            identity: pair(),
+            mesh_ca: Some("CA".to_owned()),
+            admin_server: Some(Default::default()),
+            admin_ca: Some(String::new()),
+        }
     }
 }
 

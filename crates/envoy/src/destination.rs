@@ -82,15 +82,8 @@ impl Destination {
     /// One port of a MeshService. `section` is how the port was referred to.
     fn mesh_service(frame: &Frame<'_>, resource: &Arc<Resource>, port: &Port, section: String) -> Destination {
         let kri = Kri::of(resource);
-        let legacy = format!(
-            "{}_{}_{}_{}_{}_{}",
-            kri.mesh,
-            kri.name,
-            kri.namespace,
-            kri.zone,
-            resource.kind().descriptor().short,
-            port.port
-        );
+        let legacy =
+            format!("{}_{}_{}_{}_{}_{}", kri.mesh, kri.name, kri.namespace, kri.zone, resource.kind().descriptor().short, port.port);
         let kri_of_outbound = kri.clone().with_section(section);
         Destination {
             cluster: if frame.naming.unified { kri.clone().with_section(port.section()).to_string() } else { legacy },
@@ -136,7 +129,9 @@ impl Destination {
                 Some(resource) => Destination::with_section(frame, resource, &kri.section),
                 None => Ok(None),
             },
-            Some(Backend::Legacy(tags)) if tags.get(TAG_SERVICE).is_some_and(|s| !s.is_empty()) => Ok(Some(Destination::legacy(frame, tags))),
+            Some(Backend::Legacy(tags)) if tags.get(TAG_SERVICE).is_some_and(|s| !s.is_empty()) => {
+                Ok(Some(Destination::legacy(frame, tags)))
+            }
             Some(Backend::Legacy(_)) | None => Ok(None),
         }
     }
@@ -148,7 +143,8 @@ impl Destination {
         let Some(service) = resource.view::<MeshService>() else {
             return Err(GenerateError::Invalid { resource: resource.key.to_string(), message: "its spec cannot be read".into() });
         };
-        let port = resolve_port(resource, section).and_then(|(number, name)| service.ports.iter().find(|p| p.port == number && p.section() == name));
+        let port = resolve_port(resource, section)
+            .and_then(|(number, name)| service.ports.iter().find(|p| p.port == number && p.section() == name));
         Ok(port.map(|p| Destination::mesh_service(frame, resource, p, section.to_owned())))
     }
 
@@ -170,9 +166,7 @@ impl Destination {
                 .flat_map(|ms| &ms.identities)
                 .map(|i| if i.kind == "ServiceTag" { of_service(&i.value) } else { i.value.clone() })
                 .collect(),
-            Target::Legacy { tags } => {
-                tags.get(TAG_SERVICE).filter(|s| *s != "*").map(|s| of_service(s)).into_iter().collect()
-            }
+            Target::Legacy { tags } => tags.get(TAG_SERVICE).filter(|s| *s != "*").map(|s| of_service(s)).into_iter().collect(),
         }
     }
 

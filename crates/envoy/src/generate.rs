@@ -4,6 +4,7 @@ use crate::{
     admin,
     context::{GenerateError, Generated, ProxyContext},
     destination::Frame,
+    direct_access,
     dynamic_config::DynamicConfig,
     endpoints::Shared,
     inbound,
@@ -30,6 +31,10 @@ pub fn generate_shared(context: &ProxyContext<'_>, shared: &Shared) -> Result<Ve
     let Base { mut set, outbounds, dynamic } = base(&frame)?;
     let options = MatchOptions { include_shadow: context.include_shadow, ..Default::default() };
     let matched = match_policies(context.world, context.dataplane, &options);
+    // Policies that decide who may talk to whom, or how: leaving them out would open what they close.
+    if let Some(kind) = [Kind::MeshTLS, Kind::MeshPassthrough].into_iter().find(|k| !matched.of(*k).policies.is_empty()) {
+        return Err(frame.unsupported(&format!("a {kind} that applies to it")));
+    }
     let (http_routes, tcp_routes) = (matched.of(Kind::MeshHTTPRoute), matched.of(Kind::MeshTCPRoute));
     for o in outbounds {
         http_route::add(&frame, &mut set, http_routes, &o)?;
@@ -79,6 +84,7 @@ fn base(frame: &Frame<'_>) -> Result<Base, GenerateError> {
         Some(t) => {
             let (outbounds, domains) = virtual_outbounds(frame);
             t.generate(frame, &mut set);
+            direct_access::generate(frame, &mut set, &outbounds);
             t.dns(frame, &mut set, &mut dynamic, &domains);
             outbounds
         }
@@ -100,12 +106,17 @@ fn supported(frame: &Frame<'_>) -> Result<(), GenerateError> {
     if !networking.listeners.is_empty() {
         return Err(frame.unsupported("a zone proxy listener"));
     }
-    let access = |t: &ikada_model::dataplane::TransparentProxying| !t.direct_access_services.is_empty();
-    if networking.transparent_proxying.as_ref().is_some_and(access) {
-        return Err(frame.unsupported("directAccessServices"));
-    }
     if meta.has_feature("feature-bind-outbounds") {
         return Err(frame.unsupported("feature-bind-outbounds"));
+    }
+    // Without it the proxy would lack its identity, and fall back to plain text in a mesh without a CA backend.
+    let dp = frame.context.dataplane;
+    let selected = |identity: &&std::sync::Arc<Resource>| {
+        let wanted = identity.spec.value().pointer("/selector/dataplane/matchLabels").and_then(serde_json::Value::as_object);
+        wanted.is_some_and(|w| w.iter().all(|(k, v)| dp.label(k) == v.as_str()))
+    };
+    if let Some(identity) = frame.context.world.list_in(Kind::MeshIdentity, frame.mesh_name).find(selected) {
+        return Err(frame.unsupported(&format!("{}, which selects it,", identity.key)));
     }
     Ok(())
 }

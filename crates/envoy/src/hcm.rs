@@ -44,12 +44,7 @@ pub(crate) fn manager(stat_prefix: &str, internal: &[String], route_config: &str
         routes: RouteConfiguration {
             name: route_config.to_owned(),
             validate_clusters: boolv(false),
-            virtual_hosts: vec![VirtualHost {
-                name: virtual_host.to_owned(),
-                domains: vec!["*".to_owned()],
-                routes,
-                ..Default::default()
-            }],
+            virtual_hosts: vec![VirtualHost { name: virtual_host.to_owned(), domains: vec!["*".to_owned()], routes, ..Default::default() }],
             ..Default::default()
         },
     }
@@ -58,10 +53,7 @@ pub(crate) fn manager(stat_prefix: &str, internal: &[String], route_config: &str
 /// `prefix` → cluster.
 pub(crate) fn prefix_route(prefix: &str, action: RouteAction) -> Route {
     Route {
-        r#match: Some(RouteMatch {
-            path_specifier: Some(route_match::PathSpecifier::Prefix(prefix.to_owned())),
-            ..Default::default()
-        }),
+        r#match: Some(RouteMatch { path_specifier: Some(route_match::PathSpecifier::Prefix(prefix.to_owned())), ..Default::default() }),
         action: Some(route::Action::Route(action)),
         ..Default::default()
     }
@@ -89,10 +81,8 @@ pub(crate) fn http(hcm: Hcm) -> NetworkFilter {
 /// A STATIC cluster with one endpoint.
 pub(crate) fn static_cluster(name: &str, address: Option<Address>, part: Part) -> ClusterItem {
     let mut item = ClusterItem::new(name, DiscoveryType::Static, part);
-    let endpoint = LbEndpoint {
-        host_identifier: Some(HostIdentifier::Endpoint(Endpoint { address, ..Default::default() })),
-        ..Default::default()
-    };
+    let endpoint =
+        LbEndpoint { host_identifier: Some(HostIdentifier::Endpoint(Endpoint { address, ..Default::default() })), ..Default::default() };
     item.cluster.load_assignment = Some(ClusterLoadAssignment {
         cluster_name: name.to_owned(),
         endpoints: vec![LocalityLbEndpoints { lb_endpoints: vec![endpoint], ..Default::default() }],

@@ -57,17 +57,16 @@ pub fn descriptor(type_url: &str) -> Result<MessageDescriptor, JsonError> {
 pub fn to_value(type_url: &str, bytes: &[u8]) -> Result<Value, JsonError> {
     let malformed = |message: String| JsonError::Malformed { type_url: type_url.to_owned(), message };
     let message = DynamicMessage::decode(descriptor(type_url)?, bytes).map_err(|e| malformed(e.to_string()))?;
-    message
-        .serialize_with_options(serde_json::value::Serializer, &SerializeOptions::new())
-        .map_err(|e| malformed(e.to_string()))
+    message.serialize_with_options(serde_json::value::Serializer, &SerializeOptions::new()).map_err(|e| malformed(e.to_string()))
 }
 
 /// An encoded message from its protobuf JSON; unknown fields are an error. The encoding is not canonical, see
 /// [`crate::encode::canonical`].
 pub fn from_value(type_url: &str, value: &Value) -> Result<Vec<u8>, JsonError> {
     let malformed = |message: String| JsonError::Malformed { type_url: type_url.to_owned(), message };
-    let message = DynamicMessage::deserialize_with_options(descriptor(type_url)?, value, &DeserializeOptions::new().deny_unknown_fields(true))
-        .map_err(|e| malformed(e.to_string()))?;
+    let message =
+        DynamicMessage::deserialize_with_options(descriptor(type_url)?, value, &DeserializeOptions::new().deny_unknown_fields(true))
+            .map_err(|e| malformed(e.to_string()))?;
     Ok(message.encode_to_vec())
 }
 

@@ -8,6 +8,7 @@ pub mod bootstrap;
 mod context;
 mod contrib;
 mod destination;
+mod direct_access;
 mod dynamic_config;
 pub mod encode;
 mod endpoints;
@@ -24,9 +25,7 @@ mod tls;
 mod transparent;
 mod view;
 
-pub use context::{
-    GenerateError, Generated, ProxyContext, ProxyMetadata, ProxySecrets, Settings, TransparentProxyMetadata, type_urls,
-};
+pub use context::{GenerateError, Generated, ProxyContext, ProxyMetadata, ProxySecrets, Settings, TransparentProxyMetadata, type_urls};
 pub use endpoints::Shared;
 pub use generate::{generate, generate_base, generate_shared};
 pub use view::{config_view, json_patch_diff};

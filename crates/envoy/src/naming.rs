@@ -57,7 +57,11 @@ impl Naming {
     }
     /// Passthrough cluster and listener, `direction` `inbound` or `outbound`, `family` `ipv4` or `ipv6`.
     pub(crate) fn passthrough(self, direction: &str, family: &str) -> String {
-        if self.unified { format!("self_transparentproxy_passthrough_{direction}_{family}") } else { format!("{direction}:passthrough:{family}") }
+        if self.unified {
+            format!("self_transparentproxy_passthrough_{direction}_{family}")
+        } else {
+            format!("{direction}:passthrough:{family}")
+        }
     }
 }
 

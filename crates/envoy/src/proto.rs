@@ -33,7 +33,11 @@ pub(crate) fn socket(address: &str, port: u32) -> Option<Address> {
 }
 /// TCP socket address.
 pub(crate) fn socket_address(address: &str, port: u32) -> SocketAddress {
-    SocketAddress { address: address.to_owned(), port_specifier: Some(socket_address::PortSpecifier::PortValue(port)), ..Default::default() }
+    SocketAddress {
+        address: address.to_owned(),
+        port_specifier: Some(socket_address::PortSpecifier::PortValue(port)),
+        ..Default::default()
+    }
 }
 /// Unix socket.
 pub(crate) fn pipe(path: &str) -> Option<Address> {

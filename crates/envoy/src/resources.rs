@@ -7,28 +7,26 @@ use crate::{
     encode::{canonical, pack, version},
     proto::{sanitize, seconds, u32v},
 };
-use envoy_types::pb::{
-    envoy::{
-        config::{
-            cluster::v3::{Cluster, cluster},
-            core::v3::TransportSocket,
-            listener::v3::{Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter, filter, listener_filter},
-            route::v3::{Route, RouteConfiguration},
+use envoy_types::pb::envoy::{
+    config::{
+        cluster::v3::{Cluster, cluster},
+        core::v3::TransportSocket,
+        listener::v3::{Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter, filter, listener_filter},
+        route::v3::{Route, RouteConfiguration},
+    },
+    extensions::{
+        filters::{
+            http::router::v3::Router,
+            listener::tls_inspector::v3::TlsInspector,
+            network::{
+                http_connection_manager::v3::{HttpConnectionManager, HttpFilter, http_connection_manager::RouteSpecifier, http_filter},
+                tcp_proxy::v3::TcpProxy,
+            },
         },
-        extensions::{
-            filters::{
-                http::router::v3::Router,
-                listener::tls_inspector::v3::TlsInspector,
-                network::{
-                    http_connection_manager::v3::{HttpConnectionManager, HttpFilter, http_connection_manager::RouteSpecifier, http_filter},
-                    tcp_proxy::v3::TcpProxy,
-                },
-            },
-            transport_sockets::tls::v3::Secret,
-            upstreams::http::v3::{
-                HttpProtocolOptions,
-                http_protocol_options::{ExplicitHttpConfig, UpstreamProtocolOptions, explicit_http_config::ProtocolConfig},
-            },
+        transport_sockets::tls::v3::Secret,
+        upstreams::http::v3::{
+            HttpProtocolOptions,
+            http_protocol_options::{ExplicitHttpConfig, UpstreamProtocolOptions, explicit_http_config::ProtocolConfig},
         },
     },
 };

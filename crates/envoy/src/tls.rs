@@ -9,8 +9,8 @@ use crate::{
 use envoy_types::pb::envoy::{
     config::core::v3::TransportSocket,
     extensions::transport_sockets::tls::v3::{
-        CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, Secret, SubjectAltNameMatcher, TlsCertificate,
-        UpstreamTlsContext,
+        CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, Secret, SubjectAltNameMatcher,
+        TlsCertificate, UpstreamTlsContext,
         common_tls_context::{CombinedCertificateValidationContext, ValidationContextType},
         secret,
         subject_alt_name_matcher::SanType,
@@ -53,8 +53,7 @@ pub(crate) fn downstream(naming: Naming, mesh: &str) -> TransportSocket {
 
 /// What a cluster presents and demands: any of these SPIFFE ids, and this SNI. With no ids any member of the mesh is accepted.
 pub(crate) fn upstream(naming: Naming, mesh: &str, ids: &[String], sni: &str) -> TransportSocket {
-    let sans =
-        if ids.is_empty() { vec![uri(prefix(&format!("spiffe://{mesh}/")))] } else { ids.iter().map(|id| uri(exact(id))).collect() };
+    let sans = if ids.is_empty() { vec![uri(prefix(&format!("spiffe://{mesh}/")))] } else { ids.iter().map(|id| uri(exact(id))).collect() };
     let mut common_context = common(naming, mesh, sans);
     common_context.alpn_protocols = vec![ALPN.to_owned()];
     let context = UpstreamTlsContext { common_tls_context: Some(common_context), sni: sni.to_owned(), ..Default::default() };

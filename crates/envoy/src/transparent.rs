@@ -64,11 +64,7 @@ impl Transparent {
             }
         } else {
             let Some(t) = &networking.transparent_proxying else { return Ok(None) };
-            Transparent {
-                inbound_port: t.redirect_port_inbound,
-                outbound_port: t.redirect_port_outbound,
-                ipv6: t.ip_family_mode != "IPv4",
-            }
+            Transparent { inbound_port: t.redirect_port_inbound, outbound_port: t.redirect_port_outbound, ipv6: t.ip_family_mode != "IPv4" }
         };
         let reachable = found.ipv6 || resolve(frame.context.settings, &networking.address).is_some_and(|a| a.parse::<Ipv4Addr>().is_ok());
         if found.inbound_port.max(found.outbound_port) > 65535 {
@@ -110,7 +106,8 @@ impl Transparent {
     }
 }
 
-fn original_dst(name: &str) -> ClusterItem {
+/// A cluster that sends to where the connection was going.
+pub(crate) fn original_dst(name: &str) -> ClusterItem {
     let mut item = ClusterItem::new(name, DiscoveryType::OriginalDst, Part::System);
     item.cluster.lb_policy = LbPolicy::ClusterProvided as i32;
     item

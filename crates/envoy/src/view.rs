@@ -87,11 +87,8 @@ fn common(a: &[Value], b: &[Value]) -> Vec<(usize, usize)> {
     let mut longest = vec![0u32; (a.len() + 1) * width];
     for (i, v) in a.iter().enumerate().rev() {
         for (j, w) in b.iter().enumerate().rev() {
-            longest[i * width + j] = if v == w {
-                longest[(i + 1) * width + j + 1] + 1
-            } else {
-                longest[(i + 1) * width + j].max(longest[i * width + j + 1])
-            };
+            longest[i * width + j] =
+                if v == w { longest[(i + 1) * width + j + 1] + 1 } else { longest[(i + 1) * width + j].max(longest[i * width + j + 1]) };
         }
     }
     let (mut i, mut j, mut out) = (0, 0, Vec::new());

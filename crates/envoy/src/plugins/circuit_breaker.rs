@@ -83,8 +83,7 @@ fn configure(item: &mut ClusterItem, conf: Conf<'_>) {
 fn outlier_detection(conf: Conf<'_>) -> OutlierDetection {
     let enforce = |configured: bool| u32v(if configured { 100 } else { 0 });
     let detectors = conf.at("detectors");
-    let (total, gateway, local) =
-        (detectors.at("totalFailures"), detectors.at("gatewayFailures"), detectors.at("localOriginFailures"));
+    let (total, gateway, local) = (detectors.at("totalFailures"), detectors.at("gatewayFailures"), detectors.at("localOriginFailures"));
     let consecutive = |d: Conf<'_>| d.at("consecutive").wrapped();
     let mut out = OutlierDetection {
         interval: conf.at("interval").duration(),

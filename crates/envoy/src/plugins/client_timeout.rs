@@ -98,7 +98,8 @@ fn subsumes(wide: &Match, narrow: &Match) -> bool {
 #[expect(deprecated)]
 fn value(key: &str, format: &str) -> FilterStateValue {
     let source = DataSource { specifier: Some(data_source::Specifier::InlineString(format.to_owned())), ..Default::default() };
-    let format = SubstitutionFormatString { format: Some(substitution_format_string::Format::TextFormatSource(source)), ..Default::default() };
+    let format =
+        SubstitutionFormatString { format: Some(substitution_format_string::Format::TextFormatSource(source)), ..Default::default() };
     FilterStateValue {
         key: Some(filter_state_value::Key::ObjectKey(key.to_owned())),
         value: Some(filter_state_value::Value::FormatString(format)),

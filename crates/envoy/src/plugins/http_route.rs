@@ -11,24 +11,24 @@ use crate::{
     resources::{Chain, ListenerItem, Part, Protocol, ResourceSet},
 };
 use envoy_types::pb::envoy::{
-        config::{
-            core::v3::{HeaderValue, HeaderValueOption, RuntimeFractionalPercent, TrafficDirection, header_value_option::HeaderAppendAction},
-            listener::v3::Listener,
-            route::v3::{
-                HeaderMatcher, QueryParameterMatcher, RedirectAction, Route, RouteAction, RouteMatch, WeightedCluster,
-                header_matcher::HeaderMatchSpecifier,
-                query_parameter_matcher::QueryParameterMatchSpecifier,
-                redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier},
-                route,
-                route_action::{ClusterSpecifier, HostRewriteSpecifier, RequestMirrorPolicy},
-                route_match::PathSpecifier,
-                weighted_cluster::ClusterWeight,
-            },
+    config::{
+        core::v3::{HeaderValue, HeaderValueOption, RuntimeFractionalPercent, TrafficDirection, header_value_option::HeaderAppendAction},
+        listener::v3::Listener,
+        route::v3::{
+            HeaderMatcher, QueryParameterMatcher, RedirectAction, Route, RouteAction, RouteMatch, WeightedCluster,
+            header_matcher::HeaderMatchSpecifier,
+            query_parameter_matcher::QueryParameterMatchSpecifier,
+            redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier},
+            route,
+            route_action::{ClusterSpecifier, HostRewriteSpecifier, RequestMirrorPolicy},
+            route_match::PathSpecifier,
+            weighted_cluster::ClusterWeight,
         },
-        r#type::{
-            matcher::v3::{RegexMatchAndSubstitute, RegexMatcher, StringMatcher, string_matcher::MatchPattern},
-            v3::{FractionalPercent, fractional_percent::DenominatorType},
-        },
+    },
+    r#type::{
+        matcher::v3::{RegexMatchAndSubstitute, RegexMatcher, StringMatcher, string_matcher::MatchPattern},
+        v3::{FractionalPercent, fractional_percent::DenominatorType},
+    },
 };
 use ikada_model::{Kri, Resource, labels::TAG_SERVICE};
 use ikada_policy::{BackendRef, TypedMatch, http_route::matches_hash};
@@ -262,10 +262,7 @@ fn action(
         }
         [(one, _)] => ClusterSpecifier::Cluster(one.cluster.clone()),
         many => ClusterSpecifier::WeightedClusters(WeightedCluster {
-            clusters: many
-                .iter()
-                .map(|(d, w)| ClusterWeight { name: d.cluster.clone(), weight: u32v(*w), ..Default::default() })
-                .collect(),
+            clusters: many.iter().map(|(d, w)| ClusterWeight { name: d.cluster.clone(), weight: u32v(*w), ..Default::default() }).collect(),
             ..Default::default()
         }),
     };
@@ -365,9 +362,8 @@ enum Rewrite {
 }
 
 fn rewrite(path: Conf<'_>, form: Form) -> Rewrite {
-    let whole = |substitution: &str| {
-        Rewrite::Whole(RegexMatchAndSubstitute { pattern: Some(regex(".*")), substitution: substitution.to_owned() })
-    };
+    let whole =
+        |substitution: &str| Rewrite::Whole(RegexMatchAndSubstitute { pattern: Some(regex(".*")), substitution: substitution.to_owned() });
     match path.at("type").text() {
         Some("ReplaceFullPath") => whole(path.at("replaceFullPath").text().unwrap_or_default()),
         Some("ReplacePrefixMatch") => {

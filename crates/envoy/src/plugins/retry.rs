@@ -101,7 +101,11 @@ fn policy(protocol: Protocol, conf: Conf<'_>) -> Option<RetryPolicy> {
             max_interval: limited.at("maxInterval").duration(),
         });
     }
-    if grpc { grpc_conditions(&mut out, conf) } else { http_conditions(&mut out, conf) }
+    if grpc {
+        grpc_conditions(&mut out, conf)
+    } else {
+        http_conditions(&mut out, conf)
+    }
     Some(out)
 }
 

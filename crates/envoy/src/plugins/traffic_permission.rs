@@ -9,10 +9,7 @@ use crate::{
 };
 use envoy_types::pb::{
     envoy::{
-        config::rbac::v3::{
-            Action as NamedAction, Permission, Policy, Principal, Rbac as Rules, permission, principal,
-            rbac::Action,
-        },
+        config::rbac::v3::{Action as NamedAction, Permission, Policy, Principal, Rbac as Rules, permission, principal, rbac::Action},
         extensions::{
             filters::{http::rbac::v3::Rbac as HttpRbac, network::rbac::v3::Rbac as NetworkRbac},
             matching::common_inputs::{network::v3::ServerNameInput, ssl::v3::UriSanInput},
@@ -107,7 +104,8 @@ fn control_chain(chain: &mut Chain, access: &Access, stat_prefix: &str) {
 
 /// `from`: clients by the tags in their certificates. Nobody allowed = an empty policy set, which denies.
 fn by_tags(mesh: &str, rules: &[SubsetRule]) -> Access {
-    let with = |action: &'static str| rules.iter().filter(move |r| Conf(&r.conf).at("action").text() == Some(action)).map(|r| client(mesh, r));
+    let with =
+        |action: &'static str| rules.iter().filter(move |r| Conf(&r.conf).at("action").text() == Some(action)).map(|r| client(mesh, r));
     let shadowed: Vec<Principal> = with("AllowWithShadowDeny").collect();
     let allowed: Vec<Principal> = with("Allow").chain(shadowed.iter().cloned()).collect();
     let set = |action: Action, principals: Vec<Principal>| {
@@ -131,8 +129,7 @@ fn client(mesh: &str, rule: &SubsetRule) -> Principal {
         .subset
         .iter()
         .map(|t| {
-            let name =
-                if t.key == TAG_SERVICE { format!("spiffe://{mesh}/{}", t.value) } else { format!("kuma://{}/{}", t.key, t.value) };
+            let name = if t.key == TAG_SERVICE { format!("spiffe://{mesh}/{}", t.value) } else { format!("kuma://{}/{}", t.key, t.value) };
             let is = identified(principal::Identifier::Authenticated(principal::Authenticated { principal_name: Some(exact(&name)) }));
             if t.not { identified(principal::Identifier::NotId(Box::new(is))) } else { is }
         })
@@ -174,12 +171,7 @@ fn by_matches(rules: &[InboundRule]) -> Access {
         .flat_map(|r| ["deny", "allow", "allowWithShadowDeny"].map(|f| Conf(&r.conf).at(f)))
         .flat_map(Conf::items)
         .any(|m| m.at("sni").is_set());
-    Access {
-        matcher: Some(matcher(all)),
-        shadow_matcher: (!shadow.is_empty()).then(|| matcher(shadow)),
-        needs_sni,
-        ..Default::default()
-    }
+    Access { matcher: Some(matcher(all)), shadow_matcher: (!shadow.is_empty()).then(|| matcher(shadow)), needs_sni, ..Default::default() }
 }
 
 fn extension(name: &str, config: Any) -> TypedExtensionConfig {

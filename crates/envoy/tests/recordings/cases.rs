@@ -1,7 +1,9 @@
 //! Cases of the conformance corpus that generation alone can answer.
 
 use crate::common::{Filler, corpus, differences, recorded, yaml};
-use ikada_envoy::{Generated, ProxyContext, ProxyMetadata, ProxySecrets, Settings, config_view, generate, generate_base, json, json_patch_diff};
+use ikada_envoy::{
+    Generated, ProxyContext, ProxyMetadata, ProxySecrets, Settings, config_view, generate, generate_base, json, json_patch_diff,
+};
 use ikada_model::{Kind, Resource};
 use ikada_world::World;
 use regex::{Captures, Regex};
@@ -78,10 +80,12 @@ fn settings(spec: &Value) -> Settings {
     let cidrs = spec["context"]["internal_addresses"].as_array().map(|list| {
         list.iter()
             .filter_map(Value::as_str)
-            .map(|c| c.split_once(" (prefix length ").map_or_else(
-                || if c.contains(':') { format!("{c}/128") } else { c.to_owned() },
-                |(a, n)| format!("{a}/{}", n.trim_end_matches(')')),
-            ))
+            .map(|c| {
+                c.split_once(" (prefix length ").map_or_else(
+                    || if c.contains(':') { format!("{c}/128") } else { c.to_owned() },
+                    |(a, n)| format!("{a}/{}", n.trim_end_matches(')')),
+                )
+            })
             .collect()
     });
     let defaults = Settings::default();
@@ -160,6 +164,17 @@ fn xds_dns() {
             let addresses: Vec<Value> = vip["domains"].as_array().unwrap().iter().map(|d| json!({"hostname": d})).collect();
             world.put(&json!({"type": "MeshService", "mesh": "default", "name": format!("s{i}"), "spec": {"ports": [{"port": 80}]},
                 "status": {"vips": [{"ip": vip["address"]}], "addresses": addresses}}));
+        }
+        check_part(&case, world, &[]);
+    }
+}
+
+#[test]
+fn xds_direct_access() {
+    for case in cases("xds-direct-access") {
+        let mut world = Filler::default();
+        for body in yaml(&case.join("resources.yaml")).iter().filter(|d| d["type"] == "Dataplane") {
+            world.put(body);
         }
         check_part(&case, world, &[]);
     }

@@ -12,10 +12,8 @@ use std::{
 /// that is a failure.
 pub fn corpus(variable: &str, name: &str) -> Option<PathBuf> {
     let beside = |dir: &Path| dir.ancestors().map(|a| a.join("shared").join(name)).find(|p| p.is_dir());
-    let found = std::env::var_os(variable)
-        .map(PathBuf::from)
-        .or_else(|| beside(Path::new(env!("CARGO_MANIFEST_DIR"))))
-        .filter(|p| p.is_dir());
+    let found =
+        std::env::var_os(variable).map(PathBuf::from).or_else(|| beside(Path::new(env!("CARGO_MANIFEST_DIR")))).filter(|p| p.is_dir());
     if found.is_none() {
         assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "the corpus {name} is missing, set {variable}");
         println!("skipped: the corpus {name} is not here (set {variable})");

@@ -159,7 +159,9 @@ fn reachable_backends() {
 fn reachable_services() {
     let Some(live) = corpus("IKADA_LIVE_DIR", "live") else { return };
     let mut w = transparent(&live, "transparent/cli-reach-services");
-    w.put(&json!({"type": "Mesh", "name": "default", "mtls": {"enabledBackend": "ca-1", "backends": [{"name": "ca-1", "type": "builtin"}]}}));
+    w.put(
+        &json!({"type": "Mesh", "name": "default", "mtls": {"enabledBackend": "ca-1", "backends": [{"name": "ca-1", "type": "builtin"}]}}),
+    );
     for service in ["web", "db", "cli"] {
         w.delete(Kind::MeshService, service);
     }

@@ -37,7 +37,9 @@ fn world(mode: &str) -> Filler {
         "status": {"vips": [{"ip": "241.0.0.0"}], "addresses": [{"hostname": "web.svc.mesh.local"}], "tls": {"status": "Ready"}}}));
     let mut policy = |kind: &str, spec: Value| w.put(&json!({"type": kind, "mesh": "default", "name": kind.to_lowercase(), "spec": spec}));
     let web = json!({"kind": "MeshService", "name": "web"});
-    policy("MeshHTTPRoute", json!({"to": [{"targetRef": web, "rules": [
+    policy(
+        "MeshHTTPRoute",
+        json!({"to": [{"targetRef": web, "rules": [
         {"matches": [{"path": {"type": "Exact", "value": "/exact"}, "method": "POST",
             "queryParams": [{"type": "Exact", "name": "q", "value": "1"}, {"type": "RegularExpression", "name": "r", "value": "a.*"}],
             "headers": [{"name": "a", "type": "Present"}, {"name": "b", "type": "Absent"}, {"name": "c", "type": "Prefix", "value": "p"},
@@ -53,15 +55,21 @@ fn world(mode: &str) -> Filler {
                 "statusCode": 308, "path": {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/new"}}}]}},
         {"matches": [{"path": {"type": "RegularExpression", "value": "/re/.*"}}],
             "default": {"backendRefs": [{"kind": "MeshService", "name": "web", "port": 80, "weight": 3},
-                {"kind": "MeshServiceSubset", "name": "web", "tags": {"version": "v1"}, "weight": 1}]}}]}]}));
-    policy("MeshTimeout", json!({
+                {"kind": "MeshServiceSubset", "name": "web", "tags": {"version": "v1"}, "weight": 1}]}}]}]}),
+    );
+    policy(
+        "MeshTimeout",
+        json!({
         "to": [{"targetRef": {"kind": "Mesh"}, "default": {"connectionTimeout": "1s", "idleTimeout": "0s",
             "http": {"requestTimeout": "2s", "streamIdleTimeout": "3s", "maxStreamDuration": "4s", "maxConnectionDuration": "5s"}}}],
         "rules": [{"default": {"idleTimeout": "9s", "http": {"requestHeadersTimeout": "500ms", "requestTimeout": "8s"}}},
             {"matches": [{"spiffeID": {"type": "Prefix", "value": "spiffe://default/"}}], "default": {"http": {"requestTimeout": "7s"}}},
             {"matches": [{"spiffeID": {"type": "Exact", "value": "spiffe://default/web"}, "sni": {"type": "Exact", "value": "s"}}],
-                "default": {"http": {"streamIdleTimeout": "6s"}}}]}));
-    policy("MeshRetry", json!({"to": [{"targetRef": {"kind": "Mesh"}, "default": {
+                "default": {"http": {"streamIdleTimeout": "6s"}}}]}),
+    );
+    policy(
+        "MeshRetry",
+        json!({"to": [{"targetRef": {"kind": "Mesh"}, "default": {
         "tcp": {"maxConnectAttempt": 3},
         "http": {"numRetries": 2, "perTryTimeout": "1s", "retryOn": ["5xx", "GatewayError", "503", "HttpMethodGet"],
             "backOff": {"baseInterval": "1s", "maxInterval": "2s"},
@@ -69,11 +77,15 @@ fn world(mode: &str) -> Filler {
             "retriableResponseHeaders": [{"name": "r", "type": "Exact", "value": "1"}],
             "hostSelection": [{"predicate": "OmitPreviousHosts"}, {"predicate": "OmitHostsWithTags", "tags": {"version": "v1"}},
                 {"predicate": "OmitPreviousPriorities", "updateFrequency": 3}], "hostSelectionMaxAttempts": 4},
-        "grpc": {"numRetries": 2, "retryOn": ["Canceled", "Unavailable"], "backOff": {"maxInterval": "2s"}}}}]}));
-    policy("MeshCircuitBreaker", json!({"to": [{"targetRef": {"kind": "Mesh"}, "default": {
+        "grpc": {"numRetries": 2, "retryOn": ["Canceled", "Unavailable"], "backOff": {"maxInterval": "2s"}}}}]}),
+    );
+    policy(
+        "MeshCircuitBreaker",
+        json!({"to": [{"targetRef": {"kind": "Mesh"}, "default": {
         "connectionLimits": {"maxConnections": 1}, "outlierDetection": {"healthyPanicThreshold": "12.5", "interval": "1s",
             "detectors": {"successRate": {"standardDeviationFactor": "1.9"}}}}}],
-        "rules": [{"default": {"connectionLimits": {"maxRequests": 2}, "outlierDetection": {"interval": "1s"}}}]}));
+        "rules": [{"default": {"connectionLimits": {"maxRequests": 2}, "outlierDetection": {"interval": "1s"}}}]}),
+    );
     w
 }
 
@@ -126,8 +138,14 @@ fn envoy_accepts_everything() {
         let dp = world.find(Kind::Dataplane, "default", "web").unwrap();
         let metadata = ProxyMetadata::from_json(&json!({"features": features, "dataplane.dns.port": dns.to_string(), "workdir": "/tmp"}));
         let (settings, secrets) = (Settings::default(), ProxySecrets::dummy());
-        let context =
-            ProxyContext { world: &world, dataplane: dp, metadata: &metadata, settings: &settings, secrets: &secrets, include_shadow: false };
+        let context = ProxyContext {
+            world: &world,
+            dataplane: dp,
+            metadata: &metadata,
+            settings: &settings,
+            secrets: &secrets,
+            include_shadow: false,
+        };
         let view = config_view(&generate(&context).unwrap()).unwrap();
         assert!(view["xds"][type_urls::LISTENER].as_object().is_some_and(|l| l.len() >= 9), "variant {i}");
         let file = dir.path().join(format!("{i}.json"));

@@ -11,27 +11,88 @@ use std::process::Command;
 fn run(world: &World, name: &str, metadata: &ProxyMetadata, shared: &Shared) -> Result<Vec<Generated>, ikada_envoy::GenerateError> {
     let dp = world.find(Kind::Dataplane, "default", name).unwrap();
     let (settings, secrets) = (Settings::default(), ProxySecrets::dummy());
-    let context =
-        ProxyContext { world, dataplane: dp, metadata, settings: &settings, secrets: &secrets, include_shadow: true };
+    let context = ProxyContext { world, dataplane: dp, metadata, settings: &settings, secrets: &secrets, include_shadow: true };
     generate_shared(&context, shared)
 }
 
 /// Texts that are, or are not, what their place asks for.
 fn word() -> impl Strategy<Value = Value> {
     select(vec![
-        json!("web"), json!("db"), json!(""), json!("*"), json!("1h0m0s"), json!("-1s"), json!("99999999999h"), json!("127.0.0.1"),
-        json!("::1"), json!("no such host"), json!("http"), json!("grpc"), json!("kafka"), json!("tcp"), json!("ü_;{}\u{0}"), json!("5xx"),
-        json!("/a/"), json!("kri_mhttpr_default___r_"), json!(0), json!(1), json!(49151), json!(80), json!(4294967295u64),
-        json!(18446744073709551615u64), json!(-1), json!(1.5), json!("200%"), json!(null), json!(true), json!([]), json!({}),
+        json!("web"),
+        json!("db"),
+        json!(""),
+        json!("*"),
+        json!("1h0m0s"),
+        json!("-1s"),
+        json!("99999999999h"),
+        json!("127.0.0.1"),
+        json!("::1"),
+        json!("no such host"),
+        json!("http"),
+        json!("grpc"),
+        json!("kafka"),
+        json!("tcp"),
+        json!("ü_;{}\u{0}"),
+        json!("5xx"),
+        json!("/a/"),
+        json!("kri_mhttpr_default___r_"),
+        json!(0),
+        json!(1),
+        json!(49151),
+        json!(80),
+        json!(4294967295u64),
+        json!(18446744073709551615u64),
+        json!(-1),
+        json!(1.5),
+        json!("200%"),
+        json!(null),
+        json!(true),
+        json!([]),
+        json!({}),
     ])
 }
 
 const FIELDS: [&str; 40] = [
-    "connectionTimeout", "idleTimeout", "http", "requestTimeout", "streamIdleTimeout", "maxStreamDuration", "requestHeadersTimeout",
-    "action", "allow", "deny", "spiffeID", "sni", "type", "value", "tcp", "maxConnectAttempt", "grpc", "numRetries", "retryOn", "backOff",
-    "baseInterval", "rateLimitedBackOff", "resetHeaders", "hostSelection", "predicate", "connectionLimits", "maxConnections",
-    "outlierDetection", "detectors", "totalFailures", "consecutive", "successRate", "standardDeviationFactor", "rules", "matches", "path",
-    "default", "backendRefs", "filters", "name",
+    "connectionTimeout",
+    "idleTimeout",
+    "http",
+    "requestTimeout",
+    "streamIdleTimeout",
+    "maxStreamDuration",
+    "requestHeadersTimeout",
+    "action",
+    "allow",
+    "deny",
+    "spiffeID",
+    "sni",
+    "type",
+    "value",
+    "tcp",
+    "maxConnectAttempt",
+    "grpc",
+    "numRetries",
+    "retryOn",
+    "backOff",
+    "baseInterval",
+    "rateLimitedBackOff",
+    "resetHeaders",
+    "hostSelection",
+    "predicate",
+    "connectionLimits",
+    "maxConnections",
+    "outlierDetection",
+    "detectors",
+    "totalFailures",
+    "consecutive",
+    "successRate",
+    "standardDeviationFactor",
+    "rules",
+    "matches",
+    "path",
+    "default",
+    "backendRefs",
+    "filters",
+    "name",
 ];
 
 fn odd() -> impl Strategy<Value = Value> {

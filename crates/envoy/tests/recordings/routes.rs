@@ -56,3 +56,38 @@ fn tcp_route_takes_http_outbounds_unless_an_http_route_speaks() {
     assert_eq!(filter(&l, 1080)["routeConfig"]["virtualHosts"][0]["routes"][0]["name"], "kri_mhttpr_default___h_");
     assert_eq!(filter(&l, 1083)["weightedClusters"], split, "an HTTP route has no destination that is not HTTP");
 }
+
+#[test]
+fn what_is_not_built_is_refused_and_named() {
+    let error = |dataplane: Value, extra: Option<Value>| {
+        let mut w = Filler::default();
+        w.put(&json!({"type": "Mesh", "name": "default"}));
+        w.put(&json!({"type": "Dataplane", "mesh": "default", "name": "x", "labels": {"app": "a"}, "networking": dataplane}));
+        extra.iter().for_each(|e| w.put(e));
+        let world = w.world();
+        let dp = world.find(Kind::Dataplane, "default", "x").unwrap();
+        let (metadata, settings, secrets) = (ProxyMetadata::default(), Settings::default(), ProxySecrets::default());
+        let context =
+            ProxyContext { world: &world, dataplane: dp, metadata: &metadata, settings: &settings, secrets: &secrets, include_shadow: false };
+        generate(&context).map_or_else(|e| e.to_string(), |_| "accepted".to_owned())
+    };
+    let plain = json!({"address": "10.0.0.1", "inbound": [{"port": 80, "tags": {"kuma.io/service": "x"}}]});
+    assert_eq!(error(plain.clone(), None), "accepted");
+    let begin = "dataplane \"x\" in mesh \"default\" cannot be configured: ";
+    assert_eq!(
+        error(json!({"address": "10.0.0.1", "gateway": {"type": "BUILTIN", "tags": {"kuma.io/service": "x"}}}), None),
+        format!("{begin}a builtin gateway is not supported")
+    );
+    assert_eq!(
+        error(json!({"address": "10.0.0.1", "listeners": [{"type": "ZoneIngress", "port": 1}]}), None),
+        format!("{begin}a zone proxy listener is not supported")
+    );
+    let identity = |label: &str| {
+        json!({"type": "MeshIdentity", "mesh": "default", "name": "i", "spec": {"selector": {"dataplane": {"matchLabels": {"app": label}}}}})
+    };
+    assert_eq!(error(plain.clone(), Some(identity("b"))), "accepted");
+    assert!(error(plain.clone(), Some(identity("a"))).contains("MeshIdentity"));
+    let tls = json!({"type": "MeshTLS", "mesh": "default", "name": "t",
+        "spec": {"targetRef": {"kind": "Mesh"}, "from": [{"targetRef": {"kind": "Mesh"}, "default": {"mode": "Strict"}}]}});
+    assert_eq!(error(plain, Some(tls)), format!("{begin}a MeshTLS that applies to it is not supported"));
+}
