@@ -176,3 +176,27 @@ async fn a_cluster_that_was_not_finished_is_finished() {
     write(&store, 0, 10).await.unwrap();
     store.shutdown().await.unwrap();
 }
+
+#[tokio::test]
+async fn concurrent_writes_share_a_sync() {
+    let disk = ScriptedDisk::new(1);
+    let settings = Settings { segment_bytes: 1 << 20, ..Settings::lan() };
+    let options = Options { disk: Arc::new(disk.clone()), profile: Profile::Custom(settings), simulated: true, ..Options::new("/data") };
+    let store = RaftStore::open(options).await.unwrap();
+    write(&store, 0, 10).await.unwrap();
+    let before = disk.operations();
+    for n in 1..=20 {
+        write(&store, n, 10).await.unwrap();
+    }
+    let alone = disk.operations() - before;
+    let before = disk.operations();
+    let writes = (21..=340).map(|n| {
+        let store = store.clone();
+        async move { write(&store, n, 10).await }
+    });
+    futures::future::try_join_all(writes).await.unwrap();
+    let together = disk.operations() - before;
+    assert!(alone >= 40, "a write and a sync for each of 20: {alone}");
+    assert!(together < 160, "320 writes at once took {together} operations of the disk");
+    store.shutdown().await.unwrap();
+}
