@@ -1,10 +1,8 @@
 //! `ikadactl` as a process against the real API over a store in memory: the corpus' `kumactl-get` and `kumactl-apply` cases, and a tour
 //! through the other commands.
 
-#[path = "../../api/tests/common/mod.rs"]
-mod api;
+mod support;
 
-use api::{App, bundle, diff, read, shared, yaml};
 use ikada_api::ApiOptions;
 use ikada_model::{Kind, Resource, rest};
 use regex::Regex;
@@ -17,6 +15,7 @@ use std::{
     process::{Command, Output},
     sync::Arc,
 };
+use support::{App, bundle, diff, read, shared, yaml};
 
 /// An API on a port of its own.
 struct Server {
@@ -174,11 +173,8 @@ async fn corpus_apply() {
         let Some(stored) = case["expect_store"].as_str() else { continue };
         for want in yaml(&read(&dir.join(stored))) {
             let kind = Kind::by_name(want["type"].as_str().unwrap()).unwrap();
-            let path = match kind.is_mesh_scoped() {
-                true => format!("/meshes/{}/{}/{}", want["mesh"].as_str().unwrap(), kind.descriptor().path, want["name"].as_str().unwrap()),
-                false => format!("/{}/{}", kind.descriptor().path, want["name"].as_str().unwrap()),
-            };
-            let mut have = server.app.get(&path).await.json();
+            let read = ikadactl(&dir, &["get", kind.descriptor().singular, want["name"].as_str().unwrap(), "-ojson", "--address", &server.url].map(str::to_owned)).await;
+            let mut have: Value = serde_json::from_slice(&read.stdout).unwrap_or_else(|e| panic!("{name}: {e}: {}", text(&read.stderr)));
             let mut want = want;
             for side in [&mut have, &mut want] {
                 blank_versions(side);
