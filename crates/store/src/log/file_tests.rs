@@ -110,86 +110,6 @@ impl Model {
     }
 }
 
-/// A fixed run with rolls, truncation, votes, purges and syncs. After each change `seen` gets the state, and whether it is durable.
-fn run(log: &FileLog, mut seen: impl FnMut(Model, bool)) -> Result<()> {
-    for round in 0u64..12 {
-        let next = log.state().last.map_or(0, |m| m.index + 1);
-        let term = round / 3 + 1;
-        let batch: Vec<_> = (next..next + 1 + round % 4).map(|i| record(i, term, 90 + (i as usize * 37) % 400)).collect();
-        log.append(&batch)?;
-        seen(Model::of(log), false);
-        if round % 3 == 1 {
-            log.save_hard_state(HardState { term: term + 1, voted_for: 1, committed: false })?;
-            seen(Model::of(log), false);
-        }
-        if round % 5 == 4 {
-            log.truncate_from(log.state().last.map_or(0, |m| m.index))?;
-            seen(Model::of(log), false);
-        }
-        if round % 4 == 3 && let Some(mark) = log.mark_at(next.saturating_sub(2)) {
-            log.purge_to(mark)?;
-            seen(Model::of(log), false);
-        }
-        if round % 2 == 0 {
-            log.sync()?;
-            seen(Model::of(log), true);
-        }
-    }
-    Ok(())
-}
-
-#[test]
-fn power_loss_at_every_operation_loses_nothing_synced() {
-    for seed in 0..4 {
-        for stop in 0.. {
-            let disk = scripted(seed * 1000 + stop);
-            let log = open(&disk).unwrap();
-            let mut history = vec![Model::of(&log)];
-            let mut durable = 0;
-            disk.lose_power_after(stop);
-            let done = run(&log, |model, synced| {
-                history.push(model);
-                if synced {
-                    durable = history.len() - 1;
-                }
-            });
-            drop(log);
-            disk.power_cycle();
-            let log = open(&disk).unwrap_or_else(|e| panic!("seed {seed} stop {stop}: {e}"));
-            let found = Model::of(&log);
-            // The operation that failed may have happened, fully or up to some entry of its batch.
-            let last = history.last().cloned().unwrap_or_default();
-            let known = history[durable..].iter().any(|m| found.hard == m.hard && found.purged == m.purged && prefix(&found, m))
-                || (done.is_err() && extends(&found, &last));
-            assert!(known, "seed {seed} stop {stop}: {found:?} is none of {:?}", &history[durable..]);
-            let synced = &history[durable];
-            let floor = found.purged.map_or(0, |p| p.index + 1);
-            for entry in &synced.entries {
-                let truncated = history[durable..].iter().any(|m| !m.entries.contains(entry));
-                assert!(entry.0 < floor || truncated || done.is_err() && !last.entries.contains(entry) || found.entries.contains(entry),
-                    "seed {seed} stop {stop}: synced entry {entry:?} is missing from {found:?}");
-            }
-            // The log goes on.
-            let next = log.state().last.map_or(0, |m| m.index + 1);
-            log.append(&[record(next, 99, 10)]).unwrap();
-            log.sync().unwrap();
-            disk.power_cycle();
-            assert_eq!(open(&disk).unwrap().state().last, Some(Mark { index: next, term: 99 }));
-            if done.is_ok() {
-                break;
-            }
-        }
-    }
-}
-
-fn prefix(found: &Model, model: &Model) -> bool {
-    model.entries.starts_with(&found.entries)
-}
-/// `found` is `last` and a part of one more operation.
-fn extends(found: &Model, last: &Model) -> bool {
-    found.entries.starts_with(&last.entries) || last.entries.starts_with(&found.entries) || last.entries.ends_with(&found.entries)
-}
-
 #[test]
 fn damage_before_the_durable_index_is_refused_and_left_alone() {
     let disk = scripted(1);
@@ -297,5 +217,108 @@ proptest! {
         if let Ok(log) = open(&disk) {
             let _ = log.read(0..10, 1000);
         }
+    }
+}
+
+/// One step of a random run.
+#[derive(Clone, Debug)]
+enum Step {
+    Append(u8, u16),
+    Truncate(u8),
+    Purge(u8),
+    Vote,
+    Sync,
+    Restart,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (1u8..6, prop_oneof![Just(10u16), Just(200), Just(600)]).prop_map(|(n, size)| Step::Append(n, size)),
+        1 => (0u8..4).prop_map(Step::Truncate),
+        1 => (0u8..12).prop_map(Step::Purge),
+        1 => Just(Step::Vote),
+        2 => Just(Step::Sync),
+        1 => Just(Step::Restart),
+    ]
+}
+
+impl Model {
+    fn last(&self) -> Option<Mark> {
+        self.entries.last().map(|(index, term)| Mark { index: *index, term: *term }).or(self.purged)
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+    /// After a power loss at any point of any run the log is exactly what it was after some change that was not before the last sync.
+    #[test]
+    fn a_power_loss_keeps_a_prefix_of_the_changes(
+        steps in proptest::collection::vec(step(), 1..40), stop in 0u64..90, seed in any::<u64>(), more in prop_oneof![Just(10usize), Just(200)]
+    ) {
+        let disk = scripted(seed);
+        let mut log = open(&disk).unwrap();
+        disk.lose_power_after(stop);
+        let mut model = Model::default();
+        // Every state since the last sync, in order.
+        let mut possible = vec![model.clone()];
+        let mut term = 1;
+        for step in steps {
+            let done = match step {
+                Step::Append(n, size) => {
+                    let next = model.last().map_or(0, |m| m.index + 1);
+                    let batch: Vec<_> = (next..next + u64::from(n)).map(|i| record(i, term, size.into())).collect();
+                    for r in &batch {
+                        model.entries.push((r.mark.index, r.mark.term));
+                        possible.push(model.clone());
+                    }
+                    log.append(&batch)
+                }
+                Step::Truncate(n) => {
+                    let keep = model.entries.len().saturating_sub(n.into());
+                    let from = model.entries.get(keep).map(|e| e.0);
+                    model.entries.truncate(keep);
+                    possible.push(model.clone());
+                    from.map_or(Ok(()), |from| log.truncate_from(from))
+                }
+                Step::Purge(n) => {
+                    let upto = model.entries.get(usize::from(n)).map(|(index, term)| Mark { index: *index, term: *term });
+                    if let Some(mark) = upto {
+                        model.entries.retain(|e| e.0 > mark.index);
+                        model.purged = Some(mark);
+                        possible.push(model.clone());
+                    }
+                    upto.map_or(Ok(()), |mark| log.purge_to(mark))
+                }
+                Step::Vote => {
+                    term += 1;
+                    model.hard = Some(HardState { term, voted_for: 1, committed: false });
+                    possible.push(model.clone());
+                    model.hard.map_or(Ok(()), |hard| log.save_hard_state(hard))
+                }
+                Step::Sync => log.sync().map(|()| possible = vec![model.clone()]),
+                // Opening syncs what it found.
+                Step::Restart => open(&disk).map(|again| {
+                    log = again;
+                    possible = vec![model.clone()];
+                }),
+            };
+            if done.is_err() {
+                break;
+            }
+            prop_assert_eq!(&Model::of(&log), &model);
+        }
+        drop(log);
+        disk.power_cycle();
+        let log = open(&disk).unwrap();
+        let found = Model::of(&log);
+        prop_assert!(possible.contains(&found), "{:?} is none of {:?}", found, possible);
+        let next = found.last().map_or(0, |m| m.index + 1);
+        // And it goes on from there: nothing of what was cut comes back behind new records.
+        log.append(&[record(next, term, more)]).unwrap();
+        log.sync().unwrap();
+        let mut model = found;
+        model.entries.push((next, term));
+        disk.power_cycle();
+        prop_assert_eq!(Model::of(&open(&disk).unwrap()), model);
     }
 }
