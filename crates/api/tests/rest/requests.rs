@@ -280,6 +280,9 @@ async fn writes_of_this_kind_are_refused_here() {
     let a = app.put("/meshes/default/meshgateways/g", &body).await;
     assert_eq!(a.status, 501);
     assert!(a.json()["detail"].as_str().unwrap().contains("MeshGateway"), "{}", a.text);
+    let a = app.get("/meshes/default/service-insights").await;
+    assert_eq!(a.status, 501);
+    assert!(a.json()["detail"].as_str().unwrap().contains("ServiceInsight"), "{}", a.text);
     let a = app.put("/meshes/nope/secrets/s", &secret("s")).await;
     assert_eq!((a.status, a.json()["title"].as_str().unwrap()), (404, "Failed to retrieve Mesh"));
     let read_only = App::new(ApiOptions { read_only: true, ..ApiOptions::default() });
