@@ -125,7 +125,8 @@ class Worker:
                     if self.proc.poll() is not None:
                         return False
                     try:
-                        if run.http('GET', self.api + '/config')[0] in (200, 403):
+                        # The index: `/config`, which run.py asks for, is not there yet.
+                        if run.http('GET', self.api + '/')[0] == 200:
                             return True
                     except OSError:
                         pass
