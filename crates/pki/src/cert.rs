@@ -11,6 +11,8 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 /// Largest chain that is read, in certificates.
 const MAX_CHAIN: usize = 64;
+/// Largest bundle of trusted CAs that is read, in certificates.
+const MAX_BUNDLE: usize = 4096;
 
 /// What this project asks of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,11 +117,20 @@ pub fn parse_certificate(der: &[u8]) -> Result<CertInfo> {
 /// # Errors
 /// No certificate, a damaged block, or more than 64 certificates.
 pub fn certificates_der(pem: &str) -> Result<Vec<CertificateDer<'static>>> {
+    at_most(MAX_CHAIN, pem)
+}
+
+/// The certificates of a bundle of trusted CAs; an operating system's has some hundreds.
+pub(crate) fn bundle_der(pem: &str) -> Result<Vec<CertificateDer<'static>>> {
+    at_most(MAX_BUNDLE, pem)
+}
+
+fn at_most(max: usize, pem: &str) -> Result<Vec<CertificateDer<'static>>> {
     let mut chain = Vec::new();
     for cert in CertificateDer::pem_slice_iter(pem.as_bytes()) {
         chain.push(cert.map_err(|e| Error::Certificate(e.to_string()))?);
-        if chain.len() > MAX_CHAIN {
-            return Err(Error::Certificate(format!("more than {MAX_CHAIN} certificates in one chain")));
+        if chain.len() > max {
+            return Err(Error::Certificate(format!("more than {max} certificates in one text")));
         }
     }
     if chain.is_empty() { Err(Error::NoPem("certificate")) } else { Ok(chain) }

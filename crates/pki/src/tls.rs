@@ -4,7 +4,7 @@
 //! (`--ca-cert-file`). Go and BoringSSL accept that; webpki refuses every CA certificate as an end entity. [`client_config`] therefore
 //! accepts a server certificate that is itself in the bundle when its names and its validity fit, and leaves all others to webpki.
 
-use crate::{Error, Result, certificates_der, parse_certificate};
+use crate::{Error, Result, cert::bundle_der, parse_certificate};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
     client::{
@@ -55,7 +55,7 @@ pub fn client_config(trust: Trust<'_>) -> Result<ClientConfig> {
     let bundle = match trust {
         Trust::Anything => None,
         Trust::Bundle(pem) => {
-            let own = certificates_der(pem)?;
+            let own = bundle_der(pem)?;
             let mut roots = RootCertStore::empty();
             roots.add_parsable_certificates(own.iter().cloned());
             if roots.is_empty() {

@@ -259,6 +259,10 @@ fn own_server_certificate_is_its_own_ca() {
     let other = self_signed_server(&["localhost".to_owned()], &[], now()).unwrap();
     assert_eq!(connect(Trust::Bundle(&other.cert_pem), "localhost", now()), invalid(CertificateError::UnknownIssuer));
     connect(Trust::Anything, "example.org", now()).unwrap();
+    // An operating system's bundle has hundreds of CAs.
+    let many = format!("{}{}", other.cert_pem.repeat(300), pair.cert_pem);
+    connect(Trust::Bundle(&many), "localhost", now()).unwrap();
+    assert!(certificates_der(&many).is_err());
     assert!(client_config(Trust::Bundle("nothing")).is_err());
 }
 
