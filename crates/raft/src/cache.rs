@@ -186,7 +186,13 @@ impl CacheWriter {
         if dirty.all || bloated {
             store.clear().map_err(|e| e.to_string())?;
             self.outcomes.clear();
-            return self.write(&world, at, &membership, world.resource_records().map(|r| (r.is_status, key_of(&r), Some(r))), world.outcome_records());
+            return self.write(
+                &world,
+                at,
+                &membership,
+                world.resource_records().map(|r| (r.is_status, key_of(&r), Some(r))),
+                world.outcome_records(),
+            );
         }
         let resources = dirty.resources.into_iter().map(|((is_status, key), r)| (is_status, resource_key(is_status, &key), r));
         self.write(&world, at, &membership, resources, dirty.outcomes.into_values())

@@ -344,7 +344,9 @@ impl Writer {
                 (Job::Committed(_) | Job::Purge(_), done) => failed = done.err().or(failed),
             }
         }
-        if failed.is_none() && let Some(mark) = committed {
+        if failed.is_none()
+            && let Some(mark) = committed
+        {
             failed = self.retried(|| log.save_committed(mark)).await.err();
         }
         // What only says how far the log is committed or purged may wait for the next sync.

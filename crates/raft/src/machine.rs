@@ -180,7 +180,12 @@ pub(crate) struct Builder {
     blocking: bool,
 }
 
-fn write_snapshot(snapshots: &SnapshotStore, world: &World, at: &LogId, membership: &Membership) -> Result<ikada_store::SnapshotMeta, StoreError> {
+fn write_snapshot(
+    snapshots: &SnapshotStore,
+    world: &World,
+    at: &LogId,
+    membership: &Membership,
+) -> Result<ikada_store::SnapshotMeta, StoreError> {
     let invalid = |e: &dyn std::fmt::Display| StoreError::Invalid(e.to_string());
     let meta = record::encode_meta(world, at, membership).map_err(|e| invalid(&e))?;
     let mut writer = snapshots.create(&meta)?;

@@ -200,8 +200,11 @@ mod tests {
         let at = |index| log_id(Mark { index, term: 2 });
         let bytes = encode_command(Timestamp(5), &command()).unwrap();
         assert_eq!(decode_command(&bytes).unwrap(), (Timestamp(5), command()));
-        let members = Config::new(vec![BTreeSet::from([1, 2])], BTreeMap::from([1, 2, 3].map(|id| (id, BasicNode { addr: format!("h{id}") })))).unwrap();
-        let payloads = [EntryPayload::Normal(proposal(bytes, Timestamp(5), command())), EntryPayload::Blank, EntryPayload::Membership(members)];
+        let members =
+            Config::new(vec![BTreeSet::from([1, 2])], BTreeMap::from([1, 2, 3].map(|id| (id, BasicNode { addr: format!("h{id}") }))))
+                .unwrap();
+        let payloads =
+            [EntryPayload::Normal(proposal(bytes, Timestamp(5), command())), EntryPayload::Blank, EntryPayload::Membership(members)];
         for (i, payload) in payloads.into_iter().enumerate() {
             let before = Entry { log_id: at(i as u64), payload };
             let after = entry(log_record(&before).unwrap()).unwrap();

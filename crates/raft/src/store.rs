@@ -12,9 +12,7 @@ use crate::{
     types::{Membership, TypeConfig, mark},
 };
 use async_trait::async_trait;
-use ikada_store::{
-    ClusterId, DataDir, FileLog, FileLogOptions, Identity, LogStore, Mark, SledState, SnapshotStore, StoreError,
-};
+use ikada_store::{ClusterId, DataDir, FileLog, FileLogOptions, Identity, LogStore, Mark, SledState, SnapshotStore, StoreError};
 use ikada_world::{Applied, ChangeSet, Command, ProposeError, Replicator, World};
 use openraft::{
     BasicNode, Raft, RaftMetrics, ReadPolicy, ServerState,
@@ -105,7 +103,9 @@ fn open_dir(options: &Options, settings: &Settings) -> Result<Opened, OpenError>
         (None, None) => Position { world: Arc::new(World::empty()), last: None, membership: Membership::default() },
     };
     let state = log.state();
-    if let Some(purged) = state.purged && position.last.as_ref().is_none_or(|l| l.index < purged.index) {
+    if let Some(purged) = state.purged
+        && position.last.as_ref().is_none_or(|l| l.index < purged.index)
+    {
         let at = position.last.as_ref().map_or_else(|| "nothing".to_owned(), |l| mark(l).to_string());
         let what = format!("the log begins after {purged}, the newest snapshot has {at}");
         return Err(StoreError::damaged(&dir.snapshots(), 0, what).into());
@@ -184,8 +184,7 @@ impl RaftStore {
         let log = RaftLog::start(log, fatal.clone(), blocking, dir.clone()).map_err(|e| start(&e))?;
         let published = Arc::new(Published::new(position.world.clone()));
         let machine = Machine { published: published.clone(), position, snapshots, pending, blocking };
-        let raft: RaftNode =
-            Raft::new(identity.node, Arc::new(config), NoPeers, log.clone(), machine).await.map_err(|e| start(&e))?;
+        let raft: RaftNode = Raft::new(identity.node, Arc::new(config), NoPeers, log.clone(), machine).await.map_err(|e| start(&e))?;
         let store = Arc::new(RaftStore {
             raft: raft.clone(),
             log: Mutex::new(Some(log)),

@@ -1,5 +1,6 @@
 //! openraft with our types, and where they meet those of the store.
 
+use bytes::Bytes;
 use ikada_model::Timestamp;
 use ikada_store::{HardState, Mark, SnapshotMeta};
 use ikada_world::{Applied, Command, Rejection};
@@ -8,7 +9,6 @@ use openraft::{
     impls::leader_id_std::LeaderId,
     vote::leader_id_std::CommittedLeaderId,
 };
-use bytes::Bytes;
 use std::{fmt, sync::Arc};
 
 openraft::declare_raft_types!(

@@ -59,9 +59,7 @@ fn child() {
                 }
             }));
         }
-        for task in tasks {
-            task.await.unwrap();
-        }
+        futures::future::join_all(tasks).await;
     });
 }
 

@@ -47,7 +47,10 @@ async fn power_loss_at_every_operation_loses_no_acknowledged_write() {
                     Ok(store) => {
                         let world = store.world();
                         for n in &acknowledged {
-                            assert!(world.get(&key(*n)).is_some(), "seed {seed} stop {stop} life {life}: write {n} of {acknowledged:?} is missing");
+                            assert!(
+                                world.get(&key(*n)).is_some(),
+                                "seed {seed} stop {stop} life {life}: write {n} of {acknowledged:?} is missing"
+                            );
                         }
                         let count = if life == 0 { 16 } else { 4 };
                         for n in life * 100..life * 100 + count {

@@ -229,7 +229,11 @@ async fn snapshots_purge_the_log_and_damage_is_refused() {
 
     let mut snapshots: Vec<_> = fs::read_dir(tmp.path().join("snapshots")).unwrap().map(|e| e.unwrap().path()).collect();
     snapshots.sort();
-    let mut segments: Vec<_> = fs::read_dir(tmp.path().join("log")).unwrap().map(|e| e.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == "log")).collect();
+    let mut segments: Vec<_> = fs::read_dir(tmp.path().join("log"))
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.extension().is_some_and(|e| e == "log"))
+        .collect();
     segments.sort();
     for (path, at) in [(snapshots.last().unwrap(), 300), (segments.first().unwrap(), 300), (&tmp.path().join("IDENTITY"), 30)] {
         fs::remove_dir_all(tmp.path().join("state")).ok();

@@ -5,6 +5,7 @@
 //! size and the end.
 
 use serde::{Serialize, de::DeserializeOwned};
+use std::fmt;
 
 /// First byte of every record.
 const MAGIC: u8 = 0xA7;
@@ -22,6 +23,12 @@ pub struct Tag {
     pub version: u16,
 }
 
+impl fmt::Display for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "record of kind {} version {}", self.kind, self.version)
+    }
+}
+
 /// Why a record cannot be encoded or decoded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CodecError {
@@ -29,7 +36,7 @@ pub enum CodecError {
     #[error("not a record")]
     NotARecord,
     /// Another record or version.
-    #[error("record of kind {} version {} found where kind {} version {} was expected", found.kind, found.version, expected.kind, expected.version)]
+    #[error("{found} found where {expected} was expected")]
     Unexpected {
         /// In the bytes.
         found: Tag,

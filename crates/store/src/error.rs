@@ -28,7 +28,8 @@ pub enum StoreError {
         path: PathBuf,
     },
     /// Data that had been acknowledged as durable is missing or changed.
-    #[error("the store is damaged: {} at byte {offset}: {what}; nothing was changed. Restore a backup, or move the data directory away and start empty (in a cluster: remove this node and join it again)", path.display())]
+    #[error("the store is damaged: {} at byte {offset}: {what}; nothing was changed. Restore a backup, or move the data directory \
+             away and start empty (in a cluster: remove this node and join it again)", path.display())]
     Damaged {
         /// The damaged file.
         path: PathBuf,

@@ -97,8 +97,18 @@ impl SnapshotStore {
         let file = self.disk.open(&path, OpenMode::Create).map_err(|e| StoreError::io("create", &path, e))?;
         let head = header(self.identity, meta.mark);
         let seed = crc32c::crc32c(&head);
-        let mut writer =
-            SnapshotWriter { store: self, mark: meta.mark, file, path, at: 0, seed, chain: 0, records: 0, chunk: Vec::new(), finished: false };
+        let mut writer = SnapshotWriter {
+            store: self,
+            mark: meta.mark,
+            file,
+            path,
+            at: 0,
+            seed,
+            chain: 0,
+            records: 0,
+            chunk: Vec::new(),
+            finished: false,
+        };
         writer.write(&head)?;
         writer.frame(META, &meta.meta)?;
         Ok(writer)

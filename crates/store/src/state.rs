@@ -119,7 +119,10 @@ mod tests {
         s.apply(batch(2, &[("big", 70_000), ("a", 11)], &["ab", "never"])).unwrap();
         let expected = (2, vec![("".into(), 3), ("a".into(), 11), ("big".into(), 70_000)]);
         assert_eq!(sizes(&*s), expected);
-        assert!(matches!(s.apply(StateBatch { deletes: vec![vec![0; MAX_KEY_BYTES + 1]], ..batch(3, &[], &[]) }), Err(StoreError::TooLarge { .. })));
+        assert!(matches!(
+            s.apply(StateBatch { deletes: vec![vec![0; MAX_KEY_BYTES + 1]], ..batch(3, &[], &[]) }),
+            Err(StoreError::TooLarge { .. })
+        ));
         let s = if durable {
             drop(s);
             let s = reopen();

@@ -2,7 +2,10 @@
 
 use super::{
     LogRecord, LogState, LogStore, MAX_RECORD_BYTES,
-    format::{HEADER_BYTES, Kind, Parsed, RECORD_HEADER_BYTES, check_segment_header, parse_record, record_bytes, seed, segment_header, write_record},
+    format::{
+        HEADER_BYTES, Kind, Parsed, RECORD_HEADER_BYTES, check_segment_header, parse_record, record_bytes, seed, segment_header,
+        write_record,
+    },
 };
 use crate::{
     disk::{Disk, DiskFile, OpenMode},
@@ -127,8 +130,7 @@ impl FileLog {
     /// Opens the log in `dir`, which exists; an empty directory is an empty log. A torn tail is cut off; damage to what was durable is an
     /// error, and then no file was changed.
     pub fn open(disk: Arc<dyn Disk>, dir: &Path, identity: Identity, options: FileLogOptions) -> Result<FileLog> {
-        let log =
-            FileLog { disk, dir: dir.to_path_buf(), identity, seed: seed(identity), options, inner: Mutex::new(Inner::default()) };
+        let log = FileLog { disk, dir: dir.to_path_buf(), identity, seed: seed(identity), options, inner: Mutex::new(Inner::default()) };
         let mut inner = log.recover()?;
         if inner.segments.is_empty() {
             log.roll(&mut inner, 0)?;
@@ -150,7 +152,8 @@ impl FileLog {
         }
         numbers.sort_unstable();
         // Purged segments may come back after a power loss, in any subset: only the consecutive run that ends with the last one counts.
-        let start = (1..numbers.len()).rev().find(|i| numbers.get(*i - 1).zip(numbers.get(*i)).is_some_and(|(a, b)| a + 1 != *b)).unwrap_or(0);
+        let start =
+            (1..numbers.len()).rev().find(|i| numbers.get(*i - 1).zip(numbers.get(*i)).is_some_and(|(a, b)| a + 1 != *b)).unwrap_or(0);
         leftovers.extend(numbers.iter().take(start).map(|n| self.dir.join(segment_name(*n))));
         let mut inner = Inner::default();
         let mut cut = None;
@@ -161,10 +164,15 @@ impl FileLog {
         if let Some(purged) = inner.purged {
             inner.purge_to(purged);
         }
-        if !inner.slots.is_empty() && inner.first > inner.purged.map_or(0, |p| p.index + 1)
+        if !inner.slots.is_empty()
+            && inner.first > inner.purged.map_or(0, |p| p.index + 1)
             && let Some(segment) = inner.segments.front()
         {
-            return Err(StoreError::damaged(&segment.path, 0, format!("the segment before it is missing: entries below {} are gone", inner.first)));
+            return Err(StoreError::damaged(
+                &segment.path,
+                0,
+                format!("the segment before it is missing: entries below {} are gone", inner.first),
+            ));
         }
         // Nothing was changed up to here. From here on nothing that was durable is touched.
         if let (Some(at), Some(segment)) = (cut, inner.segments.back()) {
@@ -189,10 +197,8 @@ impl FileLog {
     /// Reads one segment into `inner`. Gives the offset of a torn tail, if there is one.
     fn replay(&self, inner: &mut Inner, number: u64, is_first: bool, is_last: bool) -> Result<Option<u64>> {
         let path = self.dir.join(segment_name(number));
-        let file = self
-            .disk
-            .open(&path, if is_last { OpenMode::Write } else { OpenMode::Read })
-            .map_err(|e| StoreError::io("open", &path, e))?;
+        let file =
+            self.disk.open(&path, if is_last { OpenMode::Write } else { OpenMode::Read }).map_err(|e| StoreError::io("open", &path, e))?;
         let len = file.len().map_err(|e| StoreError::io("read", &path, e))?;
         if len > MAX_SEGMENT_BYTES {
             return Err(StoreError::damaged(&path, 0, "it is too large"));
@@ -202,7 +208,11 @@ impl FileLog {
         bytes.truncate(read);
         let first_seq = check_segment_header(&path, &bytes, self.identity, number)?;
         if !is_first && first_seq != inner.seq {
-            return Err(StoreError::damaged(&path, 48, format!("it starts at record {first_seq}, the segment before it ends at {}", inner.seq)));
+            return Err(StoreError::damaged(
+                &path,
+                48,
+                format!("it starts at record {first_seq}, the segment before it ends at {}", inner.seq),
+            ));
         }
         inner.seq = first_seq;
         let mut at = HEADER_BYTES;
@@ -235,7 +245,11 @@ impl FileLog {
                 if inner.slots.is_empty() {
                     inner.first = mark.index;
                 } else if mark.index != inner.next_index() {
-                    return Err(StoreError::damaged(path, offset, format!("entry {mark} follows entry {}", inner.next_index().saturating_sub(1))));
+                    return Err(StoreError::damaged(
+                        path,
+                        offset,
+                        format!("entry {mark} follows entry {}", inner.next_index().saturating_sub(1)),
+                    ));
                 }
                 inner.slots.push_back(Slot { term: mark.term, segment, offset, payload_len: record.payload_len as u32 });
             }
@@ -270,10 +284,7 @@ impl FileLog {
             self.disk.remove_file(&spare_path).ok();
             return Err(StoreError::io("write to", &spare_path, e));
         }
-        let made = file
-            .sync_data()
-            .and_then(|()| self.disk.rename(&spare_path, &path))
-            .and_then(|()| self.disk.sync_dir(&self.dir));
+        let made = file.sync_data().and_then(|()| self.disk.rename(&spare_path, &path)).and_then(|()| self.disk.sync_dir(&self.dir));
         if let Err(e) = made {
             // Whether the new name exists is unknown; going on could write behind it.
             let err = StoreError::io("write to", &path, e);

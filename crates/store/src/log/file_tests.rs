@@ -253,7 +253,8 @@ proptest! {
     /// After a power loss at any point of any run the log is exactly what it was after some change that was not before the last sync.
     #[test]
     fn a_power_loss_keeps_a_prefix_of_the_changes(
-        steps in proptest::collection::vec(step(), 1..40), stop in 0u64..90, seed in any::<u64>(), more in prop_oneof![Just(10usize), Just(200)]
+        steps in proptest::collection::vec(step(), 1..40), stop in 0u64..90, seed in any::<u64>(),
+        more in prop_oneof![Just(10usize), Just(200)]
     ) {
         let disk = scripted(seed);
         let mut log = open(&disk).unwrap();
