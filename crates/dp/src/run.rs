@@ -25,6 +25,8 @@ use tokio::{
 
 /// Longest wait for Envoy's admin to take an order.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// A proxy that is not ready after this is worth a line in the log.
+const SLOW_START: Duration = Duration::from_secs(15);
 
 /// The signals that are listened to, from the very start: none may end the program without cleaning up.
 struct Signals {
@@ -156,13 +158,20 @@ fn readiness_address(bootstrap: &Bootstrap, proxy: Option<IpAddr>, port: u16) ->
     SocketAddr::new(ip, port)
 }
 
-/// Says once when Envoy is ready.
+/// Says once when Envoy is ready, and once when that takes long.
 async fn report_ready(readiness: Arc<Readiness>, start: Instant) {
     let mut pause = Duration::from_millis(50);
+    let mut told = false;
     loop {
         match readiness.state().await {
             (_, "READY") => return tracing::info!(ms = start.elapsed().as_millis() as u64, "the proxy is ready"),
             (_, "TERMINATING") => return,
+            _ if !told && start.elapsed() > SLOW_START => {
+                told = true;
+                tracing::warn!(
+                    "the proxy is not ready after {SLOW_START:?}: if Envoy logs \"authentication failed\", the token does not fit this proxy"
+                );
+            }
             _ => {}
         }
         tokio::time::sleep(pause).await;
