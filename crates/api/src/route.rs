@@ -92,6 +92,8 @@ pub enum Route {
         /// What of it.
         part: Part,
     },
+    /// A path of the contract that is not built yet; its last segment.
+    Later(&'static str),
     /// `/tokens/…`
     Token(TokenKind),
 }
@@ -189,6 +191,8 @@ pub fn parse(path: &str, base: &str, user_tokens: bool) -> Option<Route> {
         }
         ["meshes", mesh, "dataplanes" | "meshgateways", name, "_config"] => Some(Route::Config { mesh: own(mesh), name: own(name) }),
         ["meshes", mesh, "dataplanes", name, "_rules"] => Some(Route::Rules { mesh: own(mesh), name: own(name) }),
+        ["meshes", _, "dataplanes", _, "_layout"] => Some(Route::Later("_layout")),
+        ["meshes", _, "meshservices" | "meshexternalservices" | "meshmultizoneservices", _, "_hostnames"] => Some(Route::Later("_hostnames")),
         ["meshes", mesh, "dataplanes", name, ref rest @ ..] if dataplane_part(rest).is_some() => {
             Some(Route::DataplanePolicies { mesh: own(mesh), name: own(name), part: dataplane_part(rest)? })
         }

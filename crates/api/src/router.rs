@@ -191,6 +191,7 @@ async fn dispatch(state: &ApiState, parts: &Parts, body: Body, user: &User, rout
             let world = fresh(state, title::GET).await?;
             Ok(read_at(&world, body::json(StatusCode::OK, &inspect::policies(state, &world, user, (&mesh, &name), &part)?)))
         }
+        Route::Later(what) => Err(ApiError::not_implemented(title::GET, what)),
         Route::Config { mesh, name } => config(state, &query, &mesh, &name).await,
         Route::One { kind, mesh, name } => {
             write::check_writable(state, kind)?;

@@ -50,6 +50,7 @@ async fn odd_paths() {
         ("/meshes/default/secrets?size=%ZZ", 400),
         ("/meshes?filter[", 400),
         ("/meshes?&&==&", 200),
+        ("/meshes/default/dataplanes/d/_layout", 501),
     ] {
         let a = app.get(path).await;
         assert_eq!(a.status, status, "{path}: {}", a.text);
