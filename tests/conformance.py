@@ -125,8 +125,8 @@ class Worker:
                     if self.proc.poll() is not None:
                         return False
                     try:
-                        # The index: `/config`, which run.py asks for, is not there yet.
-                        if run.http('GET', self.api + '/')[0] == 200:
+                        # Any answer means that the bundle is loaded; 503 is given while there is no leader yet.
+                        if run.http('GET', self.api + '/')[0] != 503:
                             return True
                     except OSError:
                         pass
@@ -281,7 +281,7 @@ def main():
     if unknown:
         die('tests/conformance.toml names suites that the corpus lacks: ' + ', '.join(unknown))
 
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     scratch = tempfile.mkdtemp(prefix='ikada-conformance-')
     results, started = [], time.monotonic()
     pool = concurrent.futures.ThreadPoolExecutor(o.jobs)
@@ -296,6 +296,8 @@ def main():
         print('interrupted', file=sys.stderr)
         return 2
     finally:
+        for number in (signal.SIGINT, signal.SIGTERM):  # nothing may interrupt the cleaning up
+            signal.signal(number, signal.SIG_IGN)
         stopping.set()
         pool.shutdown(wait=True, cancel_futures=True)
         with running_lock:
