@@ -33,6 +33,13 @@ pub struct Peer {
     pub tls: bool,
 }
 
+/// All addresses of this machine, IPv6 and IPv4; only IPv4 where there is no IPv6.
+pub fn everywhere(port: u16) -> SocketAddr {
+    let v6 = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port));
+    let works = std::net::TcpListener::bind((std::net::Ipv6Addr::UNSPECIFIED, 0)).is_ok();
+    if works { v6 } else { SocketAddr::from((std::net::Ipv4Addr::UNSPECIFIED, port)) }
+}
+
 /// Binds an address. `what` and `setting` are for the error: what listens there and which setting moves it.
 pub fn bind(address: SocketAddr, what: &str, setting: &str) -> Result<TcpListener> {
     let error = |e: io::Error| match e.kind() {
@@ -81,6 +88,8 @@ where
         };
         match accepted {
             Ok((stream, address)) => {
+                // IPv4 clients of an IPv6 socket are IPv4 clients.
+                let address = SocketAddr::new(address.ip().to_canonical(), address.port());
                 let (options, handler, stop, forced) = (options.clone(), handler.clone(), stop.clone(), forced.clone());
                 tasks.spawn(async move {
                     tokio::select! {

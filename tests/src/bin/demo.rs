@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
     path::Path,
+    process::ExitCode,
     time::{Duration, Instant},
 };
 
@@ -19,7 +20,17 @@ const SPLIT_REQUESTS: usize = 200;
 const OUTAGE: Duration = Duration::from_secs(3);
 
 #[tokio::main]
-async fn main() -> Result<()> {
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("demo: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<()> {
     process::init();
     let Some(envoy) = process::envoy() else { bail!("Envoy is not installed: run `make setup`, or set IKADA_ENVOY to its binary") };
     let dir = tempfile::Builder::new().prefix("ikada-demo-").tempdir().context("cannot make a temporary directory")?;

@@ -263,12 +263,11 @@ impl Config {
         if api.http.is_none() && api.https.is_none() {
             bail!("apiServer.http.enabled and apiServer.https.enabled are both false: the control plane could not be reached");
         }
-        let any = IpAddr::from([0, 0, 0, 0]);
         let dp_port: u16 = v.number("dpServer.port")?;
         let dp = match mode {
             Mode::Global => None,
             Mode::Zone { .. } => Some(DpServer {
-                address: SocketAddr::new(any, dp_port),
+                address: crate::listen::everywhere(dp_port),
                 tls: tls_files(&v, "dpServer.tlsCertFile", "dpServer.tlsKeyFile")?,
                 read_header_timeout: v.duration("dpServer.readHeaderTimeout")?,
                 graceful_shutdown_timeout: v.duration("dpServer.gracefulShutdownTimeout")?,
@@ -279,7 +278,7 @@ impl Config {
         };
         let diagnostics = match v.number::<u16>("diagnostics.serverPort")? {
             0 => None,
-            port => Some(SocketAddr::new(any, port)),
+            port => Some(crate::listen::everywhere(port)),
         };
         let insights = Insights {
             flush_interval: v.duration("xdsServer.dataplaneStatusFlushInterval")?,
