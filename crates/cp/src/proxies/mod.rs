@@ -34,6 +34,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 use tokio::sync::{Notify, watch};
+use tonic::Status;
 
 /// Mesh and name of a proxy.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -143,9 +144,12 @@ impl Proxies {
             stopping: AtomicBool::new(false),
         })
     }
-    /// Streams that end from now on end because the process does.
+    /// Ends all streams: the process stops. Proxies keep what they have and are not deregistered.
     pub fn begin_stop(&self) {
         self.stopping.store(true, std::sync::atomic::Ordering::Relaxed);
+        for proxy in self.all() {
+            proxy.handle.end(Status::unavailable("the control plane is stopping"));
+        }
     }
     fn connected(&self, id: &ProxyId) -> Option<Arc<Proxy>> {
         self.table.lock().get(id).cloned()
