@@ -16,6 +16,9 @@ use std::{
 
 /// Requests that show a split.
 const SPLIT_REQUESTS: usize = 200;
+/// Requests in a row that have to behave as a policy wants before it counts as settled: Envoy serves connections that were open before a
+/// change by the old rules until it has drained them.
+const SETTLED_REQUESTS: usize = 100;
 /// Requests while the control plane is down.
 const OUTAGE: Duration = Duration::from_secs(3);
 
@@ -60,7 +63,7 @@ fn dataplane(name: &str, port: u16, app: u16, outbound: Option<(u16, &str, u16)>
     )
 }
 
-/// Applies a resource and prints how long it took to reach the proxies and the traffic.
+/// Applies a policy, prints how long it took to reach the proxies and the traffic, and waits until all requests follow it.
 async fn apply(cp: &ControlPlane, resource: &Value, port: u16, expectation: &str, holds: impl Fn(&Result<apps::Answer>) -> bool) -> Result<()> {
     let start = Instant::now();
     let revision = cp.api.apply(resource).await?;
@@ -83,6 +86,26 @@ async fn apply(cp: &ControlPlane, resource: &Value, port: u16, expectation: &str
         seen?.as_secs_f64() * 1e3
     ));
     Ok(())
+}
+
+/// Waits until requests follow a policy without exception.
+async fn settle(port: u16, holds: impl Fn(&Result<apps::Answer>) -> bool) -> Result<()> {
+    let start = Instant::now();
+    let mut good = 0;
+    while good < SETTLED_REQUESTS {
+        good = if holds(&apps::get(port, "/").await) { good + 1 } else { 0 };
+        if start.elapsed() > Duration::from_secs(15) {
+            bail!("requests do not follow the policy 15 s after it was applied");
+        }
+    }
+    Ok(())
+}
+
+fn allowed_answer(answer: &Result<apps::Answer>) -> bool {
+    answer.as_ref().is_ok_and(|a| a.status == 200)
+}
+fn denied_answer(answer: &Result<apps::Answer>) -> bool {
+    answer.as_ref().is_ok_and(|a| a.status == 403)
 }
 
 fn permission(action: &str) -> Value {
@@ -138,10 +161,12 @@ async fn demo(dir: &Path, envoy: &Path) -> Result<()> {
     fact(&format!("{SPLIT_REQUESTS} requests: {}", counts.iter().map(|(k, n)| format!("{k} {n}")).collect::<Vec<_>>().join(", ")));
 
     step("4. A MeshTrafficPermission denies, another allows again");
-    apply(&cp, &permission("Deny"), out, "first denied request", |a| a.as_ref().is_ok_and(|a| a.status == 403 || a.status == 503)).await?;
+    apply(&cp, &permission("Deny"), out, "first denied request", denied_answer).await?;
+    settle(out, denied_answer).await?;
     let denied = apps::get(out, "/").await?;
     fact(&format!("a request now gets {} {:?}", denied.status, denied.body.lines().next().unwrap_or("")));
-    apply(&cp, &permission("Allow"), out, "first allowed request", |a| a.as_ref().is_ok_and(|a| a.status == 200)).await?;
+    apply(&cp, &permission("Allow"), out, "first allowed request", allowed_answer).await?;
+    settle(out, allowed_answer).await?;
 
     step("5. The control plane is killed with -9 while requests go on");
     cp.process.kill();
@@ -149,8 +174,12 @@ async fn demo(dir: &Path, envoy: &Path) -> Result<()> {
     let end = Instant::now() + OUTAGE;
     while Instant::now() < end {
         sent += 1;
-        if !apps::get(out, "/").await.is_ok_and(|a| a.status == 200) {
-            failed += 1;
+        match apps::get(out, "/").await {
+            Ok(a) if a.status == 200 => {}
+            other => {
+                failed += 1;
+                fact(&format!("failed: {other:?}"));
+            }
         }
     }
     fact(&format!("{sent} requests without a control plane, {failed} failed"));
@@ -173,7 +202,7 @@ async fn demo(dir: &Path, envoy: &Path) -> Result<()> {
     })
     .await?;
     fact(&format!("all three Envoys reconnected and in step {} ms later", back.as_millis()));
-    apply(&cp, &permission("Deny"), out, "first denied request", |a| a.as_ref().is_ok_and(|a| a.status == 403 || a.status == 503)).await?;
+    apply(&cp, &permission("Deny"), out, "first denied request", denied_answer).await?;
     client.process.is_running().then_some(()).context("the client's launcher ended")?;
 
     println!("\nDone. Everything the demo started is being stopped.");
