@@ -117,6 +117,10 @@ impl StaticAccess {
         }
         Err(format!("{} cannot access generate zone token for zone '{zone}'", who(user)))
     }
+    /// Reading the control plane's own configuration.
+    pub fn metadata(&self, user: &User) -> Result<(), String> {
+        if self.control_plane_metadata.contains(user) { Ok(()) } else { Err(format!("{} cannot access control-plane metadata", who(user))) }
+    }
     /// Making user tokens.
     pub fn user_token(&self, user: &User) -> Result<(), String> {
         if self.generate_user_token.contains(user) { Ok(()) } else { Err("action not allowed".into()) }
@@ -247,6 +251,9 @@ mod tests {
         assert_eq!(a.resource(&nobody, Kind::Secret).unwrap_err(), want);
         assert_eq!(a.resource(&User::admin(), Kind::Secret), Ok(()));
         assert_eq!(a.user_token(&nobody).unwrap_err(), "action not allowed");
-        assert!(a.control_plane_metadata.contains(&nobody));
+        assert_eq!(a.metadata(&nobody), Ok(()));
+        let closed = StaticAccess { control_plane_metadata: Allowed::admins(), ..a };
+        assert_eq!(closed.metadata(&User::admin()), Ok(()));
+        assert!(closed.metadata(&nobody).unwrap_err().ends_with("cannot access control-plane metadata"));
     }
 }

@@ -25,6 +25,8 @@ pub enum Route {
     Index,
     /// `/who-am-i`
     WhoAmI,
+    /// `/config`
+    OwnConfig,
     /// `/policies`
     Policies,
     /// `/_resources`
@@ -167,6 +169,7 @@ pub fn parse(path: &str, base: &str, user_tokens: bool) -> Option<Route> {
     match *parts.as_slice() {
         [] => Some(Route::Index),
         ["who-am-i"] => Some(Route::WhoAmI),
+        ["config"] => Some(Route::OwnConfig),
         ["policies"] => Some(Route::Policies),
         ["_resources"] => Some(Route::Resources),
         ["_kri", kri] => Some(Route::Kri(own(kri))),

@@ -159,6 +159,10 @@ async fn dispatch(state: &ApiState, parts: &Parts, body: Body, user: &User, rout
     match route {
         Route::Index => Ok(body::json(StatusCode::OK, &system::index(state, &state.replicator.world()))),
         Route::WhoAmI => Ok(body::json(StatusCode::OK, &system::who_am_i(user))),
+        Route::OwnConfig => {
+            state.options.access.metadata(user).map_err(ApiError::denied)?;
+            Ok(body::json(StatusCode::OK, &*state.options.config))
+        }
         Route::Policies => Ok(body::json(StatusCode::OK, &system::policies(state))),
         Route::Resources => Ok(body::json(StatusCode::OK, &system::resources(state))),
         Route::Kri(kri) => {

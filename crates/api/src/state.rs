@@ -49,6 +49,8 @@ pub struct ApiOptions {
     pub read_timeout: Duration,
     /// Shown by `GET /`.
     pub index: Index,
+    /// Shown by `GET /config`: the whole effective configuration in Kuma's structure, without secrets.
+    pub config: Arc<Value>,
 }
 
 /// Facts shown by `GET /` beside the cluster id, which is read from the world.
@@ -97,6 +99,7 @@ impl Default for ApiOptions {
                 gui: String::new(),
                 based_on_kuma: String::new(),
             },
+            config: Arc::new(Value::Object(serde_json::Map::new())),
         }
     }
 }

@@ -266,6 +266,7 @@ impl Node {
                 version: KUMA_VERSION.into(),
                 ..ApiOptions::default().index
             },
+            config: Arc::new(c.effective()),
             ..ApiOptions::default()
         }
     }

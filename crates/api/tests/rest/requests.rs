@@ -332,3 +332,17 @@ async fn base_path_and_links() {
     assert_eq!(app.get("/api/zones?size=1").await.json()["next"], "http://localhost:5681/api/zones?offset=1&size=1");
     assert_eq!(app.send("POST", "/tokens/user", Some(b"{}")).await.status, 400, "at the root whatever the base path is");
 }
+
+#[tokio::test]
+async fn own_configuration() {
+    let config = Arc::new(json!({"mode": "zone", "apiServer": {"http": {"port": 5681}}}));
+    let open = App::new(ApiOptions { config: config.clone(), ..ApiOptions::default() });
+    let a = open.get("/config").await;
+    assert_eq!((a.status, a.header("content-type")), (200, "application/json"));
+    assert_eq!(a.json(), *config);
+    assert_eq!(open.put("/config", &json!({})).await.status, 405);
+    let mut options = ApiOptions { config, localhost_is_admin: false, ..ApiOptions::default() };
+    options.access.control_plane_metadata = options.access.admin_resources.clone();
+    let a = App::new(options).get("/config").await;
+    assert_eq!((a.status, a.json()["title"].as_str().unwrap()), (403, "Access Denied"));
+}

@@ -2,6 +2,7 @@
 
 use super::settings::{SETTINGS, Setting, ValueKind};
 use anyhow::{Context, Result, bail};
+use ikada_model::duration::GoDuration;
 use serde_json::{Map, Value};
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
@@ -142,7 +143,10 @@ impl Values {
             }
             if let Some(setting) = SETTINGS.iter().find(|s| s.key.eq_ignore_ascii_case(&key)) {
                 check(setting, value).with_context(|| format!("{key} in {origin}"))?;
-                self.set.insert(setting.key, (value.clone(), origin.to_owned()));
+                // An empty value is the default, as in Kuma.
+                if !value.is_null() {
+                    self.set.insert(setting.key, (value.clone(), origin.to_owned()));
+                }
             } else if SETTINGS.iter().any(|s| s.key.strip_prefix(key.as_str()).is_some_and(|r| r.starts_with('.'))) {
                 match value {
                     Value::Null => {}
@@ -193,10 +197,39 @@ impl Values {
         let (Value::Array(items), _) = self.set.get(key)? else { return None };
         Some(items.iter().map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned)).collect())
     }
+    /// All settings as nested JSON: numbers, switches and lists by their types, durations as Go writes them.
+    pub fn tree(&self) -> Value {
+        let mut all = Value::Object(Map::new());
+        for setting in SETTINGS {
+            let text = self.text(setting.key);
+            let value = match setting.kind {
+                ValueKind::Bool => Value::Bool(self.flag(setting.key)),
+                ValueKind::Int => text.parse::<u64>().map_or(Value::Null, Value::from),
+                ValueKind::Duration => GoDuration::parse(&text).map_or(text, |d| d.to_string()).into(),
+                ValueKind::Text => text.into(),
+                ValueKind::List => self.list(setting.key).unwrap_or_default().into(),
+            };
+            insert(&mut all, setting.key, value);
+        }
+        all
+    }
     /// ` (from FILE)` for error texts; empty for defaults.
     pub fn origin(&self, key: &str) -> String {
         self.set.get(key).map(|(_, o)| format!(" (from {o})")).unwrap_or_default()
     }
+}
+
+/// Puts a value at a path with dots, making the objects on the way.
+pub fn insert(tree: &mut Value, key: &str, value: Value) {
+    let mut at = tree;
+    for part in key.split('.') {
+        if !at.is_object() {
+            *at = Value::Object(Map::new());
+        }
+        let Value::Object(map) = at else { return };
+        at = map.entry(part).or_insert(Value::Null);
+    }
+    *at = value;
 }
 
 fn is_default(setting: &Setting, value: &Value) -> bool {
@@ -248,7 +281,7 @@ fn from_env(setting: &Setting, text: &str) -> Result<Value> {
 
 /// A Go duration that is not negative. `0` is accepted without a unit.
 pub fn parse_duration(text: &str) -> Result<Duration> {
-    let duration = ikada_model::duration::GoDuration::parse(text).map_err(|e| anyhow::anyhow!("{e}"))?;
+    let duration = GoDuration::parse(text).map_err(|e| anyhow::anyhow!("{e}"))?;
     duration.to_std().with_context(|| format!("{text:?} must not be negative"))
 }
 

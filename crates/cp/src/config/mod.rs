@@ -133,6 +133,8 @@ pub struct Config {
     pub skip_hostname_generators: bool,
     /// Do not check origin labels.
     pub disable_origin_label_validation: bool,
+    /// All settings by their keys, as they were given.
+    settings: serde_json::Value,
 }
 
 fn tls_files(v: &Values, cert_key: &str, key_key: &str) -> Result<Option<TlsFiles>> {
@@ -187,9 +189,9 @@ fn bootstrap_params(v: &Values, dp_port: u16) -> Result<BootstrapParams> {
     })
 }
 
-fn access(v: &Values) -> StaticAccess {
-    let mut all = StaticAccess::default();
-    let rows: [(&str, &mut Allowed); 8] = [
+/// The parts of `access.static` by name.
+fn access_rows(all: &mut StaticAccess) -> [(&'static str, &mut Allowed); 8] {
+    [
         ("adminResources", &mut all.admin_resources),
         ("generateDpToken", &mut all.generate_dp_token),
         ("generateUserToken", &mut all.generate_user_token),
@@ -198,8 +200,12 @@ fn access(v: &Values) -> StaticAccess {
         ("viewStats", &mut all.view_stats),
         ("viewClusters", &mut all.view_clusters),
         ("controlPlaneMetadata", &mut all.control_plane_metadata),
-    ];
-    for (name, allowed) in rows {
+    ]
+}
+
+fn access(v: &Values) -> StaticAccess {
+    let mut all = StaticAccess::default();
+    for (name, allowed) in access_rows(&mut all) {
         if let Some(users) = v.list(&format!("access.static.{name}.users")) {
             allowed.users = users;
         }
@@ -306,9 +312,107 @@ impl Config {
             unsafe_delete: v.flag("store.unsafeDelete"),
             skip_mesh_creation: v.flag("defaults.skipMeshCreation"),
             skip_tenant_resources: v.flag("defaults.skipTenantResources"),
-            skip_hostname_generators: v.flag("defaults.skipHostnameGenerators"),
+            skip_hostname_generators: v.flag("defaults.SkipHostnameGenerators"),
             disable_origin_label_validation: v.flag("multizone.zone.disableOriginLabelValidation"),
+            settings: v.tree(),
         };
         Ok((config, v.warnings))
+    }
+
+    /// The whole effective configuration in Kuma's structure, for `GET /config`. What was left to the control plane is shown as it decided.
+    /// There is nothing secret to mask: settings of Postgres, which hold its password, are not kept.
+    pub fn effective(&self) -> serde_json::Value {
+        let mut all = self.settings.clone();
+        let mut set = |key: &str, value: serde_json::Value| load::insert(&mut all, key, value);
+        set("raft.dataDir", self.data_dir.display().to_string().into());
+        set("bootstrapServer.params.xdsPort", self.bootstrap.xds_port.into());
+        let auth = |required, kind: &str| if required { kind.to_owned() } else { "none".to_owned() };
+        set("dpServer.authn.dpProxy.type", auth(self.bootstrap.dp_token_required, "dpToken").into());
+        set("dpServer.authn.zoneProxy.type", auth(self.bootstrap.zone_token_required, "zoneToken").into());
+        let cidrs = self.known_internal_cidrs.clone().unwrap_or_else(|| ikada_envoy::Settings::default().known_internal_cidrs);
+        set("ipam.knownInternalCIDRs", cidrs.into());
+        let general = self.tls.as_ref();
+        let dp = self.dp.as_ref().and_then(|d| d.tls.as_ref()).or(general);
+        for (section, files) in [("apiServer.https", self.api.tls.as_ref().or(general)), ("dpServer", dp)] {
+            if let Some(files) = files {
+                set(&format!("{section}.tlsCertFile"), files.cert.display().to_string().into());
+                set(&format!("{section}.tlsKeyFile"), files.key.display().to_string().into());
+            }
+        }
+        let mut access = self.access.clone();
+        for (name, allowed) in access_rows(&mut access) {
+            set(&format!("access.static.{name}.users"), std::mem::take(&mut allowed.users).into());
+            set(&format!("access.static.{name}.groups"), std::mem::take(&mut allowed.groups).into());
+        }
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    /// Leaves that both have, and whose type differs.
+    fn other_types(want: &Value, have: &Value, at: &str, out: &mut Vec<String>) {
+        match (want, have) {
+            (Value::Object(w), Value::Object(h)) => {
+                for (k, v) in w {
+                    if let Some(have) = h.get(k) {
+                        other_types(v, have, &format!("{at}.{k}"), out);
+                    }
+                }
+            }
+            (Value::Bool(_), Value::Bool(_)) | (Value::Number(_), Value::Number(_)) | (Value::String(_), Value::String(_)) => {}
+            (Value::Array(_), Value::Array(_)) => {}
+            _ => out.push(format!("{at}: want {want} have {have}")),
+        }
+    }
+
+    #[test]
+    fn effective_values() {
+        let env = [
+            ("KUMA_API_SERVER_HTTP_PORT", "7000"),
+            ("KUMA_METRICS_DATAPLANE_IDLE_TIMEOUT", "90s"),
+            ("KUMA_STORE_POSTGRES_PASSWORD", "hunter2"),
+            ("KUMA_ACCESS_STATIC_ADMIN_RESOURCES_USERS", "alice,bob"),
+        ];
+        let env = env.map(|(k, v)| (k.to_owned(), v.to_owned()));
+        let (mut config, _) = Config::load(None, env).unwrap();
+        config.data_dir = "/srv/ikada".into();
+        let all = config.effective();
+        assert_eq!(all["apiServer"]["http"], json!({"enabled": true, "interface": "0.0.0.0", "port": 7000}));
+        assert_eq!(all["metrics"]["dataplane"], json!({"subscriptionLimit": 2, "idleTimeout": "1m30s"}));
+        assert_eq!(all["meshService"]["deletionGracePeriod"], "1h0m0s");
+        assert_eq!(all["bootstrapServer"]["params"]["xdsPort"], 5678);
+        assert_eq!(all["dpServer"]["authn"]["dpProxy"]["type"], "dpToken");
+        assert_eq!(all["access"]["static"]["adminResources"], json!({"users": ["alice", "bob"], "groups": ["mesh-system:admin"]}));
+        assert_eq!(all["apiServer"]["corsAllowedDomains"], json!([]));
+        assert_eq!(all["raft"]["dataDir"], "/srv/ikada");
+        assert!(!all.to_string().contains("hunter2"));
+    }
+
+    #[test]
+    fn types_are_those_of_stock_kuma() {
+        let dir = std::env::var_os("IKADA_LIVE_DIR").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/live"), PathBuf::from);
+        let file = dir.join("01-defaults/rest/config.txt");
+        let Ok(text) = std::fs::read_to_string(&file) else {
+            assert!(std::env::var("CI").is_err(), "{} is missing", file.display());
+            println!("skipped: {} is missing", file.display());
+            return;
+        };
+        let recorded: Value = serde_json::from_str(text.split_once('\n').unwrap().1).unwrap();
+        let (config, _) = Config::load(None, []).unwrap();
+        let have = config.effective();
+        let mut out = Vec::new();
+        other_types(&recorded, &have, "$", &mut out);
+        assert_eq!(out, Vec::<String>::new());
+        // Values of what has an effect, where neither files nor addresses of the recorded machine matter.
+        for key in ["bootstrapServer", "access", "defaults", "ipam", "experimental"] {
+            let (Some(w), Some(h)) = (recorded[key].as_object(), have[key].as_object()) else { panic!("{key}") };
+            for (k, v) in h {
+                assert!(w.get(k).is_none_or(|w| w == v), "{key}.{k}: want {} have {v}", w[k]);
+            }
+        }
     }
 }

@@ -133,7 +133,7 @@ pub static SETTINGS: &[Setting] = &[
     s("defaults.skipMeshCreation", "DEFAULTS_SKIP_MESH_CREATION", Bool, "false"),
     s("defaults.skipTenantResources", "DEFAULTS_SKIP_TENANT_RESOURCES", Bool, "false"),
     n("defaults.createMeshRoutingResources", "DEFAULTS_CREATE_MESH_ROUTING_RESOURCES", Bool, "false"),
-    s("defaults.skipHostnameGenerators", "DEFAULTS_SKIP_HOSTNAME_GENERATORS", Bool, "false"),
+    s("defaults.SkipHostnameGenerators", "DEFAULTS_SKIP_HOSTNAME_GENERATORS", Bool, "false"),
     s("metrics.dataplane.subscriptionLimit", "METRICS_DATAPLANE_SUBSCRIPTION_LIMIT", Int, "2"),
     s("metrics.dataplane.idleTimeout", "METRICS_DATAPLANE_IDLE_TIMEOUT", Duration, "5m"),
     n("metrics.zone.subscriptionLimit", "METRICS_ZONE_SUBSCRIPTION_LIMIT", Int, "10"),
