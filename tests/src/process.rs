@@ -8,15 +8,29 @@ use nix::{
 use serde_json::Value;
 use std::{
     fs::{self, File},
-    net::TcpListener,
+    net::{Ipv4Addr, Ipv6Addr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
-/// A port of 127.0.0.1 that is free now.
+/// A port that is free on all addresses now. Taken from below the range of the kernel's ephemeral ports, so that no outgoing connection of
+/// another test can take it before it is used; never the same twice in one process.
 pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0").context("no free port")?.local_addr()?.port())
+    const FIRST: u32 = 10_000;
+    const COUNT: u32 = 22_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Processes that run at the same time start at different places.
+    let start = std::process::id().wrapping_mul(7919);
+    for _ in 0..COUNT {
+        let n = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
+        let port = u16::try_from(FIRST + n)?;
+        if TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).is_ok() && TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("no free port between {FIRST} and {}", FIRST + COUNT)
 }
 
 /// Path of a program of this workspace, built before.
