@@ -1,11 +1,3 @@
-<<<<<<< HEAD
-.PHONY: conformance
-
-# The whole conformance corpus; pass options with ARGS, e.g. ARGS="--suite 'api-*' -v".
-conformance:
-	cargo build -p ikada-cp -p ikada-tests
-	python3 tests/conformance.py $(ARGS)
-=======
 # Two commands matter: `make demo` and `make test`. Both do all the set-up on a machine with Rust, a C compiler, Python 3 and make.
 
 SHELL := /bin/bash
@@ -50,8 +42,8 @@ test: setup build ## All tests, those with real Envoys and the conformance corpu
 	@$(MAKE) --no-print-directory conformance
 
 .PHONY: conformance
-conformance: setup build ## Run the conformance corpus and print the counts per suite.
-	@$(VENV)/bin/python tests/conformance.py
+conformance: setup build ## Run the conformance corpus and print the counts per suite; options in ARGS, e.g. ARGS="--suite 'api-*' -v".
+	@$(VENV)/bin/python tests/conformance.py $(ARGS)
 
 .PHONY: lint
 lint: ## Formatting is by hand; clippy must be silent.
@@ -60,4 +52,3 @@ lint: ## Formatting is by hand; clippy must be silent.
 .PHONY: clean
 clean: ## Remove what was built and installed here.
 	rm -rf target $(VENV)
->>>>>>> 2b25d04 (wip6)
