@@ -43,6 +43,8 @@ pub struct ApiOptions {
     pub unsafe_delete: bool,
     /// `defaults.createMeshRoutingResources`.
     pub create_mesh_routing_resources: bool,
+    /// Complete dataplanes that are written: the zone tag, `NotReady` of probed inbounds. Without, they are stored as written.
+    pub complete_dataplanes: bool,
     /// Largest accepted request body in bytes.
     pub max_body: usize,
     /// `apiServer.readTimeout`: how long a request's body may take.
@@ -89,6 +91,7 @@ impl Default for ApiOptions {
             disable_origin_label_validation: false,
             unsafe_delete: false,
             create_mesh_routing_resources: false,
+            complete_dataplanes: true,
             max_body: 8 * 1024 * 1024,
             read_timeout: Duration::from_secs(10),
             index: Index {

@@ -12,8 +12,10 @@ use crate::{
 use axum::response::Response;
 use http::{HeaderValue, StatusCode};
 use ikada_model::{
-    DecodeError, Decoded, Json, Key, Kind, Mesh, Resource, Violation, Violations, access, decode, ident,
-    labels::{self, Rules},
+    DecodeError, Decoded, Json, Key, Kind, Mesh, Resource, Violation, Violations, access, decode,
+    flat::dataplane::prepare_dataplane,
+    ident,
+    labels::{self, Mode, Rules},
 };
 use ikada_world::{Applied, Command, CommandId, Expect, Op, OpResult, ProposeError, Put, Reason, World};
 use serde_json::{Value, json};
@@ -139,7 +141,9 @@ async fn build(state: &ApiState, world: &World, key: &Key, d: &Decoded, current:
     let mesh = world.mesh(&key.mesh).and_then(|m| m.view::<Mesh>());
     if let (Kind::Dataplane, Some(mesh)) = (kind, mesh) {
         // After validation: an inbound without tags is valid, one with nothing but the zone tag would not be.
-        managers::prepare_dataplane(&o.managers(), mesh, &mut spec, current.is_none());
+        if o.complete_dataplanes && matches!(o.mode, Mode::Zone { .. }) {
+            spec = prepare_dataplane(&o.zone, mesh.mesh_services.mode, current.is_none(), spec);
+        }
         // Kuma answers 500 here.
         managers::check_membership(&key.mesh, mesh, &spec).map_err(|e| ApiError::new(StatusCode::BAD_REQUEST, title, e))?;
     }

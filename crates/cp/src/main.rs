@@ -59,7 +59,7 @@ pub struct RunArgs {
     /// Fill an empty store verbatim from a YAML stream of resources.
     #[arg(long, value_name = "FILE")]
     load: Option<PathBuf>,
-    /// Create no default resources and run no background controller.
+    /// Create no default resources, run no background controller, and store dataplanes as written (no zone tag, probed inbounds stay ready).
     #[arg(long)]
     api_only: bool,
     /// Least level of log lines.

@@ -139,7 +139,7 @@ impl Node {
         let ready = Arc::new(AtomicBool::new(false));
         let connections = Arc::new(Semaphore::new(listen::connection_budget()));
 
-        let api = self.api_options(&instance_id);
+        let api = ApiOptions { complete_dataplanes: !args.api_only, ..self.api_options(&instance_id) };
         let router = ikada_api::router(ApiState::new(self.store.clone(), Arc::new(Inspector(proxies.clone())), api));
         let options = |name, tls, first_byte, grace| listen::Options { name, tls, first_byte, connections: connections.clone(), grace };
         let handler = move |request: Request<Incoming>| api_request(router.clone(), request);

@@ -1,42 +1,7 @@
 //! Dataplanes (reference: Kuma 2.14.3 REST contract, §6.5, §8.1).
 
-use super::Settings;
-use ikada_model::{
-    Dataplane, Mesh, Mode,
-    dataplane::Tags,
-    mesh::MeshServicesMode,
-};
-use serde_json::{Map, Value, json};
-
-/// Tag with the zone of a proxy.
-const TAG_ZONE: &str = "kuma.io/zone";
-
-/// What the control plane writes into the canonical spec of a dataplane: the zone tag of inbounds and gateway (overwritten), and on creation
-/// `NotReady` for inbounds that are probed.
-pub fn prepare_dataplane(settings: &Settings, mesh: &Mesh, spec: &mut Value, creation: bool) {
-    let Some(networking) = spec.get_mut("networking").and_then(Value::as_object_mut) else { return };
-    let tag = |owner: &mut Map<String, Value>| {
-        if let Some(tags) = owner.entry("tags").or_insert_with(|| json!({})).as_object_mut() {
-            tags.insert(TAG_ZONE.to_owned(), settings.zone.clone().into());
-        }
-    };
-    let in_zone = matches!(settings.mode, Mode::Zone { .. }) && !settings.zone.is_empty();
-    let exclusive = mesh.mesh_services.mode == MeshServicesMode::Exclusive;
-    for inbound in networking.get_mut("inbound").and_then(Value::as_array_mut).into_iter().flatten().filter_map(Value::as_object_mut) {
-        let tagged = inbound.get("tags").and_then(Value::as_object).is_some_and(|t| !t.is_empty());
-        if in_zone && (tagged || !exclusive) {
-            tag(inbound);
-        }
-        if creation && inbound.contains_key("serviceProbe") {
-            inbound.insert("state".into(), "NotReady".into());
-            // Canonical protobuf JSON leaves `ready: false` out.
-            inbound.insert("health".into(), json!({}));
-        }
-    }
-    if in_zone && let Some(gateway) = networking.get_mut("gateway").and_then(Value::as_object_mut) {
-        tag(gateway);
-    }
-}
+use ikada_model::{Dataplane, Mesh, dataplane::Tags};
+use serde_json::Value;
 
 /// Whether the mesh's constraints let a dataplane (by its canonical, prepared spec) in. Errors with Kuma's text.
 pub fn check_membership(name: &str, mesh: &Mesh, spec: &Value) -> Result<(), String> {
@@ -70,30 +35,10 @@ fn matches(rule: &Tags, tags: &Tags) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
-    fn settings() -> Settings {
-        Settings { mode: Mode::Zone { federated: false }, zone: "east".into(), unsafe_delete: false, create_mesh_routing_resources: false }
-    }
     fn mesh(v: Value) -> Mesh {
         serde_json::from_value(v).unwrap()
-    }
-
-    #[test]
-    fn zone_tags_and_probes() {
-        let spec = json!({"networking": {"inbound": [
-            {"port": 1, "tags": {"kuma.io/service": "a", "kuma.io/zone": "other"}, "serviceProbe": {"tcp": {}}},
-            {"port": 2},
-        ]}});
-        let mut normal = spec.clone();
-        prepare_dataplane(&settings(), &mesh(json!({})), &mut normal, true);
-        let inbound = &normal["networking"]["inbound"];
-        assert_eq!(inbound[0]["tags"], json!({"kuma.io/service": "a", "kuma.io/zone": "east"}));
-        assert_eq!((&inbound[0]["state"], &inbound[0]["health"]), (&json!("NotReady"), &json!({})));
-        assert_eq!(inbound[1]["tags"], json!({"kuma.io/zone": "east"}));
-        let mut exclusive = spec;
-        prepare_dataplane(&settings(), &mesh(json!({"meshServices": {"mode": "Exclusive"}})), &mut exclusive, false);
-        assert_eq!(exclusive["networking"]["inbound"][1].get("tags"), None);
-        assert_eq!(exclusive["networking"]["inbound"][0].get("state"), None);
     }
 
     #[test]

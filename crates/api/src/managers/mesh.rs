@@ -5,12 +5,11 @@ use crate::{error::Parameter, secrets};
 use base64::Engine;
 use ikada_model::{
     Json, Key, Kind, Labels, Mesh, Resource, Timestamp,
-    mesh::{CaBackend, builtin_ca_cert_secret, builtin_ca_key_secret},
+    mesh::{CaBackend, builtin_ca_cert_secret, builtin_ca_key_secret, parse_lifetime},
 };
 use ikada_pki::token::{KeyScope, generate_signing_key};
 use ikada_world::{Op, Put, World};
 use serde_json::{Value, json};
-use std::time::Duration;
 
 /// Operations that create a mesh with everything that belongs to it: CA secrets of builtin backends, the signing key of dataplane tokens and
 /// default policies, all owned by the mesh. `put` is the mesh itself (defaulted, validated, labelled, with its precondition) and comes first.
@@ -85,7 +84,7 @@ async fn ca_secrets(world: &World, name: &str, mesh: &Mesh, now: Timestamp) -> R
         let expiry = conf
             .and_then(|c| c.get("expiration"))
             .and_then(Value::as_str)
-            .and_then(parse_expiration)
+            .and_then(parse_lifetime)
             .filter(|d| !d.is_zero())
             .unwrap_or(ikada_pki::DEFAULT_CA_EXPIRY);
         let mesh_name = name.to_owned();
@@ -98,27 +97,6 @@ async fn ca_secrets(world: &World, name: &str, mesh: &Mesh, now: Timestamp) -> R
         }
     }
     Ok(ops)
-}
-
-/// `24h`, `10y`, `0`: one number and one unit of y, w, d, h, m, s, ms.
-pub fn parse_expiration(text: &str) -> Option<Duration> {
-    if text == "0" {
-        return Some(Duration::ZERO);
-    }
-    let split = text.find(|c: char| !c.is_ascii_digit())?;
-    let (number, unit) = text.split_at(split);
-    let n: u64 = number.parse().ok()?;
-    const DAY: u64 = 24 * 3600;
-    match unit {
-        "ms" => Some(Duration::from_millis(n)),
-        "s" => Some(Duration::from_secs(n)),
-        "m" => n.checked_mul(60).map(Duration::from_secs),
-        "h" => n.checked_mul(3600).map(Duration::from_secs),
-        "d" => n.checked_mul(DAY).map(Duration::from_secs),
-        "w" => n.checked_mul(7 * DAY).map(Duration::from_secs),
-        "y" => n.checked_mul(365 * DAY).map(Duration::from_secs),
-        _ => None,
-    }
 }
 
 /// The CA of `provided` backends must be a usable pair.
@@ -309,15 +287,5 @@ mod tests {
         let ManagerError::Invalid(p) = e else { panic!("{e}") };
         let fields: Vec<_> = p.iter().map(|p| p.field.as_str()).collect();
         assert_eq!(fields, ["mtls.backends[0].conf.cert", "mtls.backends[0].conf.key"]);
-    }
-
-    #[test]
-    fn expirations() {
-        assert_eq!(parse_expiration("10y"), Some(ikada_pki::DEFAULT_CA_EXPIRY));
-        assert_eq!(parse_expiration("1500ms"), Some(Duration::from_millis(1500)));
-        assert_eq!(parse_expiration("0"), Some(Duration::ZERO));
-        for bad in ["", "h", "5", "5x", "-1h", "99999999999999999999h", "9999999999999999999y"] {
-            assert_eq!(parse_expiration(bad), None, "{bad}");
-        }
     }
 }

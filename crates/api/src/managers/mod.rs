@@ -9,7 +9,7 @@ pub mod defaults;
 mod delete;
 pub mod mesh;
 
-pub use dataplane::{check_membership, prepare_dataplane};
+pub use dataplane::check_membership;
 pub use defaults::{DefaultsOptions, Ensure, ensure_defaults};
 pub use delete::delete;
 pub use mesh::{create_mesh, update_mesh};

@@ -4,7 +4,7 @@ use super::{Proxies, Proxy, auth::secret_data, insight::MtlsInsight, timestamp};
 use ikada_envoy::ProxySecrets;
 use ikada_model::{
     Dataplane, Key, Kind, Mesh, Resource, labels,
-    mesh::{builtin_ca_cert_secret, builtin_ca_key_secret},
+    mesh::{builtin_ca_cert_secret, builtin_ca_key_secret, parse_lifetime},
 };
 use ikada_pki::{Ca, PemPair, WorkloadCertificate};
 use ikada_world::World;
@@ -99,26 +99,7 @@ impl CaCache {
 /// Life of workload certificates of a backend.
 fn expiry(backend: &ikada_model::mesh::CaBackend) -> Duration {
     let text = backend.dp_cert.as_ref().and_then(|d| d.rotation.as_ref()).map(|r| r.expiration.as_str()).unwrap_or("");
-    mesh_duration(text).filter(|d| !d.is_zero()).unwrap_or(ikada_pki::DEFAULT_WORKLOAD_EXPIRY)
-}
-
-/// `30d`, `24h`, `10m`, …: one number with one of Kuma's units (reference: REST contract §8.1).
-fn mesh_duration(text: &str) -> Option<Duration> {
-    let split = text.find(|c: char| !c.is_ascii_digit())?;
-    let (number, unit) = text.split_at(split);
-    let n: u64 = number.parse().ok()?;
-    let day = 24 * 3600;
-    let seconds = match unit {
-        "ms" => return Some(Duration::from_millis(n)),
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => day,
-        "w" => 7 * day,
-        "y" => 365 * day,
-        _ => return None,
-    };
-    n.checked_mul(seconds).map(Duration::from_secs)
+    parse_lifetime(text).filter(|d| !d.is_zero()).unwrap_or(ikada_pki::DEFAULT_WORKLOAD_EXPIRY)
 }
 
 impl Proxies {
@@ -198,19 +179,5 @@ impl Proxies {
             }
         }
         next
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_of_meshes() {
-        assert_eq!(mesh_duration("1d"), Some(Duration::from_secs(86_400)));
-        assert_eq!(mesh_duration("10ms"), Some(Duration::from_millis(10)));
-        for bad in ["", "d", "1", "1x", "99999999999999999999s", "18446744073709551615y"] {
-            assert_eq!(mesh_duration(bad), None, "{bad}");
-        }
     }
 }

@@ -1,6 +1,4 @@
 //! MeshHTTPRoute (reference: Kuma 2.14.3 policy contract, §4.5).
-//!
-//! The hash of a rule's matches, by which Envoy routes and route-keyed rules are named, is [`hash_matches`].
 
 mod validate;
 
@@ -15,10 +13,8 @@ use crate::{
     schema::{Int, Schema, boolean, field, int, int_or_text, list, object, required, text},
     violation::Violations,
 };
-use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 use std::sync::LazyLock;
 
 /// A MeshHTTPRoute's spec.
@@ -278,29 +274,6 @@ impl MeshHTTPRoute {
     }
 }
 
-/// The name of a rule: standard Base64 of the SHA-256 of its matches as Go writes them in JSON.
-pub fn hash_matches(matches: &[Match]) -> String {
-    // Serializing these types cannot fail: no maps with odd keys, no floats.
-    let json = serde_json::to_string(matches).unwrap_or_default();
-    STANDARD.encode(Sha256::digest(escape_html(&json).as_bytes()))
-}
-
-/// Go escapes these characters inside of JSON strings; they occur nowhere else in JSON.
-fn escape_html(json: &str) -> String {
-    let mut out = String::with_capacity(json.len());
-    for c in json.chars() {
-        match c {
-            '<' => out.push_str("\\u003c"),
-            '>' => out.push_str("\\u003e"),
-            '&' => out.push_str("\\u0026"),
-            '\u{2028}' => out.push_str("\\u2028"),
-            '\u{2029}' => out.push_str("\\u2029"),
-            c => out.push(c),
-        }
-    }
-    out
-}
-
 const METHODS: [&str; 9] = ["CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"];
 
 static SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
@@ -381,37 +354,4 @@ pub static KIND: KindSpec = KindSpec { kind: Kind::MeshHTTPRoute, schema: || &SC
 fn warnings(_: &ValidateContext<'_>, spec: &Value) -> Vec<String> {
     let Some(spec) = common::read::<MeshHTTPRoute>(spec, &mut Violations::new()) else { return Vec::new() };
     target_ref::top_level_warning(spec.target_ref.as_ref()).into_iter().collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    fn hash(v: Value) -> String {
-        hash_matches(&serde_json::from_value::<Vec<Match>>(v).unwrap())
-    }
-
-    #[test]
-    fn hashes_of_the_reference() {
-        assert_eq!(hash(json!([{"path": {"value": "/", "type": "PathPrefix"}}])), "9Zuf5Tg79OuZcQITwBbQykxAk2u4fRKrwYn3//AL4Yo=");
-        assert_eq!(hash(json!([{"path": {"type": "Exact", "value": "/"}}])), "JNNc6//C3P17nUsOJm5f4kqG+U3v8pXhS0od9C3+oss=");
-    }
-
-    #[test]
-    fn hashed_text() {
-        let m: Vec<Match> = serde_json::from_value(json!([{
-            "headers": [{"type": "Present", "name": "a", "value": ""}, {"name": "b", "type": "Exact", "value": "<&>\u{2028}"}],
-            "queryParams": [{"value": "1", "name": "q", "type": "Exact"}],
-            "method": "GET",
-        }]))
-        .unwrap();
-        assert_eq!(
-            escape_html(&serde_json::to_string(&m).unwrap()),
-            concat!(
-                r#"[{"method":"GET","queryParams":[{"type":"Exact","name":"q","value":"1"}],"#,
-                r#""headers":[{"type":"Present","name":"a"},{"type":"Exact","name":"b","value":"\u003c\u0026\u003e\u2028"}]}]"#
-            )
-        );
-    }
 }
