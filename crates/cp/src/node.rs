@@ -163,6 +163,7 @@ impl Node {
             self.tracker.spawn(listen::serve(l, options("diagnostics", None, Duration::from_secs(1), API_GRACE), handler, self.stop.clone()));
         }
         self.tracker.spawn(proxies.clone().run_reconcile(self.stop.clone()));
+        self.tracker.spawn(proxies.clone().run_hosts(c.dns_cache_ttl, self.stop.clone()));
         // Ends after the streams did, to write how they ended.
         let insights_stop = CancellationToken::new();
         let insights = tokio::spawn(proxies.clone().run_insights(insights_stop.clone()));
@@ -232,7 +233,7 @@ impl Node {
 
     fn proxies_options(&self, instance_id: &str) -> ProxiesOptions {
         let c = &self.config;
-        let mut settings = ikada_envoy::Settings { zone: c.zone.clone(), readiness_port: c.readiness_port, ..ikada_envoy::Settings::default() };
+        let mut settings = ikada_envoy::Settings { zone: c.zone.clone(), readiness_port: c.readiness_port, dns_domain: c.dns_domain.clone(), service_vip_port: c.service_vip_port, ..ikada_envoy::Settings::default() };
         if let Some(cidrs) = &c.known_internal_cidrs {
             settings.known_internal_cidrs.clone_from(cidrs);
         }

@@ -199,3 +199,20 @@ async fn launcher_waits_drains_and_restarts() {
     let through = eventually("a request after a restart", LIMIT, works).await;
     assert!(through.is_ok(), "{through:?}\n{}", dp.process.output());
 }
+
+#[tokio::test]
+async fn a_dns_name_is_an_address() {
+    let Some(envoy) = envoy_or_skip("a_dns_name_is_an_address") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let cp = ControlPlane::start(dir.path(), &[], &[]).await.unwrap();
+    cp.api.apply(&mesh("default")).await.unwrap();
+    cp.api.apply(&permission("Allow")).await.unwrap();
+    let app = App::start("web").await.unwrap();
+    let (port, out) = (free_port().unwrap(), free_port().unwrap());
+    let mut dp = with_outbound(dataplane("web", port, app.port), out, "web", port);
+    dp["networking"]["address"] = "localhost".into();
+    let token = cp.api.dataplane_token("default", "web").await.unwrap();
+    let web = StockEnvoy::start(&cp, &envoy, &dir.path().join("web"), &dp, &token, Features::Delta).await.unwrap();
+    let through = eventually("a request through the mesh", LIMIT, || async { apps::get(out, "/").await.is_ok_and(|a| a.status == 200 && a.app == "web") }).await;
+    assert!(through.is_ok(), "{through:?}\n{}\n{}", cp.process.output(), web.process.output());
+}

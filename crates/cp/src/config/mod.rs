@@ -115,6 +115,12 @@ pub struct Config {
     pub insights: Insights,
     /// Fallback for a proxy that names no readiness port.
     pub readiness_port: u32,
+    /// How long a resolved name of a dataplane's address is good.
+    pub dns_cache_ttl: Duration,
+    /// Suffix of the names of legacy services.
+    pub dns_domain: String,
+    /// Port of the outbounds of legacy services under transparent proxying.
+    pub service_vip_port: u32,
     /// Who may do what.
     pub access: StaticAccess,
     /// CIDR of MeshService VIPs.
@@ -305,6 +311,9 @@ impl Config {
             bootstrap: bootstrap_params(&v, dp_port)?,
             insights,
             readiness_port: v.number("bootstrapServer.params.readinessPort")?,
+            dns_cache_ttl: v.duration("general.dnsCacheTTL")?,
+            dns_domain: v.text("dnsServer.domain"),
+            service_vip_port: u32::from(v.number::<u16>("dnsServer.serviceVipPort")?),
             access: access(&v),
             mesh_service_cidr: v.text("ipam.meshService.cidr"),
             known_internal_cidrs: v.list("ipam.knownInternalCIDRs"),

@@ -12,7 +12,8 @@ use std::sync::Arc;
 impl Proxies {
     fn dry_run(&self, world: &World, dataplane: &Resource, metadata: &ProxyMetadata, shadow: bool) -> Result<Vec<Generated>, InspectError> {
         let secrets = ProxySecrets::dummy();
-        let context = ProxyContext { world, dataplane, metadata, settings: &self.options.settings, secrets: &secrets, include_shadow: shadow };
+        let settings = self.settings.load();
+        let context = ProxyContext { world, dataplane, metadata, settings: &settings, secrets: &secrets, include_shadow: shadow };
         generate(&context).map_err(|e| InspectError::Failed(e.to_string()))
     }
     fn view(&self, mesh: &str, name: &str, shadow: bool, include_diff: bool) -> Result<Value, InspectError> {

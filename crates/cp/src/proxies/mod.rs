@@ -4,12 +4,14 @@
 //! - [`session`]: what a stream reports ([`ikada_xds::Session`]).
 //! - [`reconcile`]: change sets → dirty proxies → generation → snapshots.
 //! - [`identity`]: certificates of workloads and of their admin listeners.
+//! - [`hosts`]: DNS names in dataplanes' addresses.
 //! - [`insight`]: DataplaneInsights, written in batches.
 //! - [`departure`]: what happens after a proxy is gone.
 //! - [`inspect`]: `_config`.
 
 mod auth;
 mod departure;
+mod hosts;
 mod identity;
 mod insight;
 mod inspect;
@@ -22,6 +24,7 @@ pub use inspect::Inspector;
 pub use open::ProxySource;
 
 use crate::metrics::Metrics;
+use arc_swap::ArcSwap;
 use ikada_envoy::{ProxyMetadata, Settings};
 use ikada_model::{Key, Kind, Mode, Timestamp};
 use ikada_world::Replicator;
@@ -88,6 +91,8 @@ pub struct ProxiesOptions {
 pub struct Proxies {
     store: Arc<dyn Replicator>,
     options: ProxiesOptions,
+    /// Settings of generation; replaced when a resolved address changes.
+    settings: ArcSwap<Settings>,
     metrics: Arc<Metrics>,
     table: Mutex<HashMap<ProxyId, Arc<Proxy>>>,
     dirty: Mutex<BTreeSet<ProxyId>>,
@@ -132,6 +137,7 @@ impl Proxies {
     pub fn new(store: Arc<dyn Replicator>, options: ProxiesOptions, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Proxies {
             store,
+            settings: ArcSwap::from_pointee(options.settings.clone()),
             options,
             metrics,
             table: Mutex::default(),

@@ -4,7 +4,7 @@
 //! concerns is decided per mesh for now; what is sent is only the difference, since equal resources have equal versions.
 
 use super::{Proxies, Proxy, ProxyId};
-use ikada_envoy::{GenerateError, Generated, ProxyContext, generate};
+use ikada_envoy::{GenerateError, Generated, ProxyContext, Settings, Shared, generate_shared};
 use ikada_model::{Kind, Mesh};
 use ikada_world::{Change, ChangeSet, World};
 use ikada_xds::{Encoded, Snapshot, SnapshotBuilder};
@@ -22,6 +22,14 @@ const MERGE: Duration = Duration::from_millis(100);
 const LARGE: usize = 64;
 /// Longest sleep until certificates are looked at again.
 const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
+
+/// What all proxies of one round are generated from.
+struct Inputs {
+    world: Arc<World>,
+    settings: Arc<Settings>,
+    /// What they have in common is made once.
+    shared: Shared,
+}
 
 /// Meshes whose proxies a change concerns.
 enum Concerned<'a> {
@@ -89,11 +97,12 @@ impl Proxies {
             }
             let size = round.len();
             let share = size.div_ceil(workers).max(1);
+            let inputs = Arc::new(Inputs { world: world.clone(), settings: self.settings.load_full(), shared: Shared::default() });
             let tasks: Vec<_> = round
                 .chunks(share)
                 .map(|part| {
-                    let (me, world, part) = (self.clone(), world.clone(), part.to_vec());
-                    tokio::task::spawn_blocking(move || part.iter().for_each(|p| me.regenerate(&world, p)))
+                    let (me, inputs, part) = (self.clone(), inputs.clone(), part.to_vec());
+                    tokio::task::spawn_blocking(move || part.iter().for_each(|p| me.regenerate(&inputs, p)))
                 })
                 .collect();
             for task in tasks {
@@ -125,9 +134,9 @@ impl Proxies {
     }
 
     /// One proxy in one world. Errors and panics concern this proxy alone, which keeps what it has.
-    fn regenerate(&self, world: &World, proxy: &Proxy) {
+    fn regenerate(&self, inputs: &Inputs, proxy: &Proxy) {
         let start = Instant::now();
-        let result = std::panic::catch_unwind(AssertUnwindSafe(|| self.snapshot_of(world, proxy)))
+        let result = std::panic::catch_unwind(AssertUnwindSafe(|| self.snapshot_of(inputs, proxy)))
             .unwrap_or_else(|_| Err("generation panicked; this is a defect, please report it with the log".to_owned()));
         self.metrics.generated(start.elapsed(), result.is_ok());
         let digest = match result {
@@ -149,7 +158,7 @@ impl Proxies {
                 None
             }
         };
-        self.generated(proxy, world.index(), digest);
+        self.generated(proxy, inputs.world.index(), digest);
     }
 
     fn set_error(&self, proxy: &Proxy, error: Option<String>) {
@@ -165,7 +174,8 @@ impl Proxies {
         self.insight_wake.notify_one();
     }
 
-    fn snapshot_of(&self, world: &World, proxy: &Proxy) -> Result<Option<Snapshot>, String> {
+    fn snapshot_of(&self, inputs: &Inputs, proxy: &Proxy) -> Result<Option<Snapshot>, String> {
+        let world = &*inputs.world;
         // Deleted: nothing that is configured is torn down because of that.
         let Some(dataplane) = world.get(&proxy.id.dataplane()) else { return Ok(None) };
         let Some(mesh) = world.mesh(&proxy.id.mesh).and_then(|m| m.view::<Mesh>()) else {
@@ -173,8 +183,8 @@ impl Proxies {
         };
         let secrets = self.secrets(world, proxy, mesh, dataplane)?;
         let context =
-            ProxyContext { world, dataplane, metadata: &proxy.metadata, settings: &self.options.settings, secrets: &secrets, include_shadow: false };
-        let resources = generate(&context).map_err(|e| e.to_string())?;
+            ProxyContext { world, dataplane, metadata: &proxy.metadata, settings: &inputs.settings, secrets: &secrets, include_shadow: false };
+        let resources = generate_shared(&context, &inputs.shared).map_err(|e| e.to_string())?;
         let mut builder = SnapshotBuilder::new();
         for Generated { name, type_url, version, bytes } in resources {
             builder.insert(Arc::new(Encoded::new(name, type_url, version, bytes)));
