@@ -44,6 +44,8 @@ pub mod title {
     pub const GET: &str = "Could not retrieve a resource";
     /// GET of what a policy selects.
     pub const POLICY: &str = "Could not retrieve policy";
+    /// GET of the host names of a service.
+    pub const SERVICE: &str = "could not retrieve service";
     /// GET of a list.
     pub const LIST: &str = "Could not retrieve resources";
     /// Body and metadata of a PUT.

@@ -20,7 +20,7 @@ fn meta(r: &Resource) -> Value {
     json!({"type": r.kind().name(), "mesh": r.mesh(), "name": r.name(), "labels": r.labels})
 }
 
-fn find<'a>(state: &ApiState, world: &'a World, user: &User, (kind, mesh, name): (Kind, &str, &str)) -> Result<&'a Arc<Resource>, ApiError> {
+pub(crate) fn find<'a>(state: &ApiState, world: &'a World, user: &User, (kind, mesh, name): (Kind, &str, &str)) -> Result<&'a Arc<Resource>, ApiError> {
     require_mesh(world, kind, mesh)?;
     state.options.access.resource(user, kind).map_err(ApiError::denied)?;
     let title = if kind.descriptor().policy.is_some() { title::POLICY } else { title::GET };

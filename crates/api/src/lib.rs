@@ -4,6 +4,7 @@
 
 pub mod auth;
 mod body;
+mod destinations;
 mod error;
 mod inspect;
 mod list;

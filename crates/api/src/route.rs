@@ -94,7 +94,23 @@ pub enum Route {
         /// What of it.
         part: Part,
     },
-    /// A path of the contract that is not built yet; its last segment.
+    /// `/meshes/{mesh}/dataplanes/{name}/_layout`
+    Layout {
+        /// Mesh.
+        mesh: String,
+        /// Dataplane.
+        name: String,
+    },
+    /// `/meshes/{mesh}/{services}/{name}/_hostnames`
+    Hostnames {
+        /// As in the path; only some kinds have host names.
+        segment: String,
+        /// Mesh.
+        mesh: String,
+        /// Service.
+        name: String,
+    },
+    /// A path of the contract that is not built yet; what it shows.
     Later(&'static str),
     /// `/tokens/…`
     Token(TokenKind),
@@ -194,8 +210,12 @@ pub fn parse(path: &str, base: &str, user_tokens: bool) -> Option<Route> {
         }
         ["meshes", mesh, "dataplanes" | "meshgateways", name, "_config"] => Some(Route::Config { mesh: own(mesh), name: own(name) }),
         ["meshes", mesh, "dataplanes", name, "_rules"] => Some(Route::Rules { mesh: own(mesh), name: own(name) }),
-        ["meshes", _, "dataplanes", _, "_layout"] => Some(Route::Later("_layout")),
-        ["meshes", _, "meshservices" | "meshexternalservices" | "meshmultizoneservices", _, "_hostnames"] => Some(Route::Later("_hostnames")),
+        ["meshes", mesh, "dataplanes", name, "_layout"] => Some(Route::Layout { mesh: own(mesh), name: own(name) }),
+        ["meshes", mesh, segment, name, "_hostnames"] => {
+            Some(Route::Hostnames { segment: own(segment), mesh: own(mesh), name: own(name) })
+        }
+        ["meshes", _, "meshgateways", _, "_rules"] => Some(Route::Later("_rules of gateways")),
+        ["global-insight" | "global-insights"] => Some(Route::Later("global insight")),
         ["meshes", mesh, "dataplanes", name, ref rest @ ..] if dataplane_part(rest).is_some() => {
             Some(Route::DataplanePolicies { mesh: own(mesh), name: own(name), part: dataplane_part(rest)? })
         }

@@ -3,6 +3,7 @@
 use crate::{
     auth::{self, User},
     body,
+    destinations,
     error::{ApiError, title},
     inspect,
     list::Query,
@@ -194,6 +195,14 @@ async fn dispatch(state: &ApiState, parts: &Parts, body: Body, user: &User, rout
         Route::DataplanePolicies { mesh, name, part } => {
             let world = fresh(state, title::GET).await?;
             Ok(read_at(&world, body::json(StatusCode::OK, &inspect::policies(state, &world, user, (&mesh, &name), &part)?)))
+        }
+        Route::Layout { mesh, name } => {
+            let world = fresh(state, title::GET).await?;
+            Ok(read_at(&world, body::json(StatusCode::OK, &destinations::layout(state, &world, user, &mesh, &name)?)))
+        }
+        Route::Hostnames { segment, mesh, name } => {
+            let world = fresh(state, title::SERVICE).await?;
+            Ok(read_at(&world, body::json(StatusCode::OK, &destinations::hostnames(state, &world, &segment, &mesh, &name)?)))
         }
         Route::Later(what) => Err(ApiError::not_implemented(title::GET, what)),
         Route::Config { mesh, name } => config(state, &query, &mesh, &name).await,

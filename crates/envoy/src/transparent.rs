@@ -2,7 +2,7 @@
 
 use crate::{
     context::GenerateError,
-    destination::{Destination, Frame, service_kind},
+    destination::{Destination, Frame},
     dynamic_config::DynamicConfig,
     encode::pack,
     endpoints::{PLACEHOLDER_PORT, resolve},
@@ -27,11 +27,11 @@ use envoy_types::pb::envoy::{
     },
 };
 use ikada_model::{
-    Kind, MeshService, Resource,
-    dataplane::{ReachableRef, Tags},
+    Kind, MeshService,
+    dataplane::Tags,
     labels::{self, TAG_SERVICE},
     mesh::{MeshServicesMode, TlsMode},
-    mesh_service::{MeshServiceStatus, Port},
+    mesh_service::MeshServiceStatus,
 };
 use serde_json::{Value, json};
 use std::{
@@ -187,7 +187,7 @@ pub(crate) fn virtual_outbounds(frame: &Frame<'_>) -> (Vec<Outb>, Domains) {
         for ip in status.vips.iter().filter_map(|v| v.ip.parse::<IpAddr>().ok()) {
             for port in &spec.ports {
                 let reachable = match &reach.reachable_backends {
-                    Some(b) => b.refs.iter().any(|r| selects(r, service, port)),
+                    Some(b) => b.refs.iter().any(|r| r.selects(service, port.port)),
                     None => reach.reachable_services.is_empty() && frame.mesh.mesh_services.mode != MeshServicesMode::ReachableBackends,
                 };
                 if reachable {
@@ -225,16 +225,6 @@ fn own_ports(frame: &Frame<'_>) -> BTreeSet<(IpAddr, u32)> {
         .flat_map(|i| [(networking.inbound_address(i), i.port), (networking.workload_address(i), i.workload_port())])
         .filter_map(|(address, port)| Some((resolve(settings, address)?.parse().ok()?, port)))
         .collect()
-}
-
-fn selects(r: &ReachableRef, service: &Resource, port: &Port) -> bool {
-    if service_kind(&r.kind) != Some(service.kind()) || r.port.is_some_and(|p| p != port.port) {
-        return false;
-    }
-    if !r.labels.is_empty() {
-        return r.labels.iter().all(|(k, v)| service.label(k) == Some(v));
-    }
-    !r.name.is_empty() && service.display_name() == r.name && (r.namespace.is_empty() || service.namespace() == r.namespace)
 }
 
 /// Services of the stored view of legacy virtual addresses: name, address, ports.

@@ -3,7 +3,7 @@
 use crate::{
     kind::Kind,
     labels::{TAG_PROTOCOL, TAG_SERVICE},
-    resource::View,
+    resource::{Resource, View},
 };
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -178,6 +178,22 @@ pub struct ReachableRef {
     pub port: Option<u32>,
     /// Labels instead of the name.
     pub labels: Tags,
+}
+
+impl ReachableRef {
+    /// Whether it names this port of this destination.
+    pub fn selects(&self, destination: &Resource, port: u32) -> bool {
+        let kind = Kind::by_name(&self.kind).filter(|k| k.descriptor().is_destination());
+        if kind != Some(destination.kind()) || self.port.is_some_and(|p| p != port) {
+            return false;
+        }
+        if !self.labels.is_empty() {
+            return self.labels.iter().all(|(k, v)| destination.label(k) == Some(v));
+        }
+        !self.name.is_empty()
+            && destination.display_name() == self.name
+            && (self.namespace.is_empty() || destination.namespace() == self.namespace)
+    }
 }
 
 /// `networking.admin`.

@@ -9,6 +9,7 @@ pub mod duration;
 pub mod flat;
 pub mod go;
 pub mod go_json;
+pub mod hostname;
 pub mod ident;
 pub mod kind;
 pub mod kri;

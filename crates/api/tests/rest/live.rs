@@ -84,6 +84,7 @@ async fn answers_of_stock_kuma() {
         ("dataplane", "GET", "/meshes/default/dataplanes/cli", None),
         ("dataplane._overview", "GET", "/meshes/default/dataplanes/cli/_overview", None),
         ("dataplane+insights", "GET", "/meshes/default/dataplanes+insights/cli", None),
+        ("dataplane._layout", "GET", "/meshes/default/dataplanes/cli/_layout", None),
         ("meshservice", "GET", "/meshes/default/meshservices/web", None),
         ("meshservices", "GET", "/meshes/default/meshservices", None),
         ("meshtimeouts", "GET", "/meshes/default/meshtimeouts", None),

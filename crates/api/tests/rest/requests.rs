@@ -50,7 +50,10 @@ async fn odd_paths() {
         ("/meshes/default/secrets?size=%ZZ", 400),
         ("/meshes?filter[", 400),
         ("/meshes?&&==&", 200),
-        ("/meshes/default/dataplanes/d/_layout", 501),
+        ("/meshes/default/dataplanes/d/_layout", 404),
+        ("/meshes/default/zones/d/_hostnames", 400),
+        ("/meshes/nope/meshservices/d/_hostnames", 404),
+        ("/meshes/default/meshgateways/d/_rules", 501),
     ] {
         let a = app.get(path).await;
         assert_eq!(a.status, status, "{path}: {}", a.text);

@@ -1,6 +1,10 @@
 //! Host names of services from HostnameGenerators (reference: data-plane contract §5.11).
 
-use ikada_model::{Kind, Resource, labels};
+use ikada_model::{
+    Kind, Resource,
+    hostname::{expand, selects},
+    labels,
+};
 use ikada_world::World;
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, sync::Arc};
@@ -10,45 +14,6 @@ pub fn generators(world: &World) -> Vec<&Arc<Resource>> {
     let mut all: Vec<_> = world.list(Kind::HostnameGenerator).collect();
     all.sort_by_key(|g| (g.label(labels::ORIGIN) != Some("zone"), g.creation_time, g.key.name.clone()));
     all
-}
-
-/// Whether a generator's selector for this kind of service matches the labels.
-fn selects(generator: &Resource, field: &str, service_labels: &BTreeMap<String, String>) -> bool {
-    let Some(selector) = generator.spec.value().pointer(&format!("/selector/{field}")) else { return false };
-    match selector.get("matchLabels") {
-        Some(Value::Object(wanted)) => wanted.iter().all(|(k, v)| service_labels.get(k).map(String::as_str) == v.as_str()),
-        _ => true,
-    }
-}
-
-/// Expands `{{ .Field }}` and `{{ label "key" }}`. Errors are texts for people.
-fn expand(template: &str, service: &Resource, service_labels: &BTreeMap<String, String>) -> Result<String, String> {
-    let label = |k: &str| service_labels.get(k).cloned().unwrap_or_default();
-    let mut out = String::new();
-    let mut rest = template;
-    while let Some((before, after)) = rest.split_once("{{") {
-        out.push_str(before);
-        let Some((expression, tail)) = after.split_once("}}") else { return Err(format!("unclosed action in template {template:?}")) };
-        let display = || service_labels.get(labels::DISPLAY_NAME).cloned().unwrap_or_else(|| service.name().to_owned());
-        match expression.trim() {
-            ".DisplayName" => out.push_str(&display()),
-            ".Name" => out.push_str(service.name()),
-            ".Mesh" => out.push_str(service.mesh()),
-            ".Zone" => out.push_str(&label(labels::ZONE)),
-            ".Namespace" => out.push_str(&label(labels::NAMESPACE)),
-            call => {
-                let key = call.strip_prefix("label").map(str::trim).and_then(|q| q.strip_prefix('"')?.strip_suffix('"'));
-                let Some(key) = key else { return Err(format!("unknown expression {call:?} in template {template:?}")) };
-                match service_labels.get(key) {
-                    Some(v) => out.push_str(v),
-                    None => return Err(format!("label {key:?} is not set")),
-                }
-            }
-        }
-        rest = tail;
-    }
-    out.push_str(rest);
-    Ok(out)
 }
 
 /// Host names that are taken already, by host name, with the name of the service that has it. One map per kind and mesh.
