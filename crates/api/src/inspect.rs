@@ -256,9 +256,15 @@ pub fn policies(state: &ApiState, world: &World, user: &User, (mesh, name): (&st
     Ok(json!({"policies": items}))
 }
 
+/// `rules` of a conf.
+fn rules_of(conf: &Value) -> &[Value] {
+    conf.get("rules").and_then(Value::as_array).map_or(&[], Vec::as_slice)
+}
+
 /// Rules of the routes of a destination, each with the route it comes from.
 fn routes(rule: &ResourceRule, kind: Kind) -> Value {
-    let items = rule.conf.iter().flat_map(|c| c.get("rules").and_then(Value::as_array).into_iter().flatten());
+    // A conf of MeshTCPRoute is its one rule.
+    let items = rule.conf.iter().flat_map(|c| if kind == Kind::MeshTCPRoute { std::slice::from_ref(&**c) } else { rules_of(c) });
     let rules: Vec<_> = items
         .map(|item| {
             let conf = item.get("default").cloned().unwrap_or_else(|| json!({}));
