@@ -30,10 +30,13 @@ pub struct StreamHandle {
     end: watch::Sender<Option<Status>>,
 }
 
-impl StreamHandle {
-    pub(crate) fn new() -> Self {
+impl Default for StreamHandle {
+    fn default() -> Self {
         StreamHandle { end: watch::channel(None).0 }
     }
+}
+
+impl StreamHandle {
     /// Ends the stream with `status`. Does not wait for it.
     pub fn end(&self, status: Status) {
         self.end.send_if_modified(|s| {

@@ -145,7 +145,7 @@ async fn run<P: Protocol, S: Source>(
         Ok(c) => c,
         Err(status) => return Some(status),
     };
-    let handle = StreamHandle::new();
+    let handle = StreamHandle::default();
     let node_id = node.id.clone();
     let open = StreamOpen { stream_id: id, node, credential, delta: P::VARIANT == Variant::Delta, peer, handle: handle.clone() };
     let session = tokio::select! {

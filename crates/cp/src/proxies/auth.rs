@@ -22,10 +22,18 @@ fn scope(mesh: &str) -> KeyScope {
 }
 
 impl KeyCache {
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.0.lock().len()
+    }
     fn keys(&self, world: &World, mesh: &Arc<str>) -> Arc<VerificationKeys> {
         let prefix = scope(mesh).prefix();
         let secrets: Vec<_> = world.list_in(Kind::Secret, mesh).filter(|s| s.name().starts_with(&prefix)).collect();
         let print: Vec<_> = secrets.iter().map(|s| (s.key.name.clone(), s.version)).collect();
+        if print.is_empty() {
+            // Anybody can name a mesh that does not exist.
+            return Arc::new(VerificationKeys::from_secrets(scope(mesh), []));
+        }
         let mut cache = self.0.lock();
         if let Some((known, keys)) = cache.get(mesh)
             && *known == print
@@ -34,6 +42,7 @@ impl KeyCache {
         }
         let data: Vec<_> = secrets.iter().filter_map(|s| Some((s.name(), secret_data(s)?))).collect();
         let keys = Arc::new(VerificationKeys::from_secrets(scope(mesh), data.iter().map(|(n, d)| (*n, d.as_slice()))));
+        cache.retain(|m, _| world.mesh(m).is_some());
         cache.insert(mesh.clone(), (print, keys.clone()));
         keys
     }

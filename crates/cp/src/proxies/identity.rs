@@ -34,17 +34,24 @@ struct Subject {
     ca: String,
 }
 
+/// Shortest time between two certificates of a proxy, however short their life.
+const SHORTEST_ROTATION: Duration = Duration::from_secs(1);
+/// When a renewal that did not succeed is tried again (reference: `general.certGenerationBaseBackoff`).
+const RENEWAL_RETRY: Duration = Duration::from_secs(5);
+
 /// A proxy's own certificate.
 pub struct Issued {
     subject: Subject,
+    /// When it was made; it is valid from a moment before, against skewed clocks.
+    at: SystemTime,
     certificate: WorkloadCertificate,
 }
 
 impl Issued {
-    /// When it has to be replaced: after 4/5 of its life.
+    /// When it has to be replaced: when 4/5 of the time from its issue to its end are over.
     pub fn renew_at(&self) -> SystemTime {
-        let life = self.certificate.not_after.duration_since(self.certificate.not_before).unwrap_or_default();
-        self.certificate.not_before + life.mul_f64(0.8)
+        let life = self.certificate.not_after.duration_since(self.at).unwrap_or_default();
+        self.at + life.mul_f64(0.8).max(SHORTEST_ROTATION)
     }
 }
 
@@ -61,7 +68,7 @@ fn pem(world: &World, key: &Key) -> Option<(u64, String)> {
 }
 
 impl CaCache {
-    fn get(&self, key: Key, versions: Vec<u64>, make: impl FnOnce() -> Result<MeshCa, String>) -> Result<Arc<MeshCa>, String> {
+    fn get(&self, world: &World, key: Key, versions: Vec<u64>, make: impl FnOnce() -> Result<MeshCa, String>) -> Result<Arc<MeshCa>, String> {
         let mut cache = self.0.lock();
         if let Some((known, ca)) = cache.get(&key)
             && *known == versions
@@ -69,6 +76,8 @@ impl CaCache {
             return Ok(ca.clone());
         }
         let ca = Arc::new(make()?);
+        // The private key of a deleted mesh does not stay here.
+        cache.retain(|k, _| world.get(k).is_some());
         cache.insert(key, (versions, ca.clone()));
         Ok(ca)
     }
@@ -79,7 +88,7 @@ impl CaCache {
         let missing = |k: &Key| format!("the CA of backend {backend:?} is incomplete: {k} is missing or not PEM");
         let (cert_version, cert_pem) = pem(world, &cert_key).ok_or_else(|| missing(&cert_key))?;
         let (key_version, key_pem) = pem(world, &key_key).ok_or_else(|| missing(&key_key))?;
-        self.get(cert_key, vec![cert_version, key_version], || {
+        self.get(world, cert_key, vec![cert_version, key_version], || {
             let ca = Ca::from_pem(&cert_pem, &key_pem).map_err(|e| format!("CA of backend {backend:?}: {e}"))?;
             Ok(MeshCa { ca, cert_pem })
         })
@@ -88,7 +97,7 @@ impl CaCache {
     fn admin(&self, world: &World) -> Result<(u64, Arc<MeshCa>), String> {
         let key = Key::new(Kind::GlobalSecret, "", "envoy-admin-ca");
         let (version, bundle) = pem(world, &key).ok_or("GlobalSecret \"envoy-admin-ca\" is missing or not PEM")?;
-        let ca = self.get(key, vec![version], || {
+        let ca = self.get(world, key, vec![version], || {
             let pair = PemPair::from_bundle(&bundle).map_err(|e| format!("GlobalSecret \"envoy-admin-ca\": {e}"))?;
             Ok(MeshCa { ca: Ca::from_pair(&pair).map_err(|e| e.to_string())?, cert_pem: pair.cert_pem })
         })?;
@@ -134,7 +143,7 @@ impl Proxies {
                     supported_backends: mesh.mtls.iter().flat_map(|m| &m.backends).map(|b| b.name.clone()).collect(),
                 });
                 state.insight_dirty = true;
-                state.identity = Some(Issued { subject, certificate });
+                state.identity = Some(Issued { subject, at: now, certificate });
                 self.metrics.cert_generation(&proxy.id.mesh);
                 self.insight_wake.notify_one();
             }
@@ -166,12 +175,22 @@ impl Proxies {
         Ok(secrets)
     }
 
+    /// A due certificate that a generation did not replace (it failed, or the dataplane is gone) is left alone for a while.
+    pub(super) fn postpone_failed_renewal(&self, proxy: &Proxy) {
+        let now = SystemTime::now();
+        let mut state = proxy.state.lock();
+        let due = state.identity.as_ref().is_some_and(|i| i.renew_at() <= now);
+        state.renewal_retry = due.then(|| now + RENEWAL_RETRY);
+    }
+
     /// Marks proxies whose certificate is due, and says when the next one will be.
     pub(super) fn mark_due_certificates(&self) -> Option<SystemTime> {
         let now = SystemTime::now();
         let mut next: Option<SystemTime> = None;
         for proxy in self.all() {
-            let Some(at) = proxy.state.lock().identity.as_ref().map(Issued::renew_at) else { continue };
+            let state = proxy.state.lock();
+            let Some(at) = state.identity.as_ref().map(|i| state.renewal_retry.map_or(i.renew_at(), |r| i.renew_at().max(r))) else { continue };
+            drop(state);
             if at <= now {
                 self.mark([proxy.id.clone()]);
             } else {

@@ -2,12 +2,12 @@
 //!
 //! Kept in memory per stream and written in batches: one command for many proxies.
 
-use super::{Proxies, Proxy, now};
-use ikada_model::{Json, Labels, Timestamp};
-use ikada_world::{Command, Expect, Op, ProposeError, Put, Reason, World};
+use super::{Proxies, Proxy, ProxyId, now};
+use ikada_model::{Json, Kind, Labels, Timestamp};
+use ikada_world::{Change, Command, Expect, Op, ProposeError, Put, World};
 use ikada_xds::type_url;
 use serde_json::{Map, Value, json};
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 /// Insights in one command.
@@ -172,19 +172,23 @@ pub fn close_subscriptions(insight: &mut Value, except: &str, at: Timestamp) -> 
 }
 
 impl Proxies {
-    /// The whole insight of a proxy: stored subscriptions with this stream's put in.
-    fn insight_spec(&self, world: &World, proxy: &Proxy) -> Value {
-        let stored = world.get(&proxy.id.insight()).map(|r| r.spec.value().clone()).unwrap_or_else(|| json!({}));
-        let state = proxy.state.lock();
+    /// The whole insight of a proxy: stored subscriptions with these streams' put in, oldest first. The last one tells the rest.
+    fn insight_spec(&self, world: &World, id: &ProxyId, streams: &[Arc<Proxy>]) -> Value {
+        let stored = world.get(&id.insight()).map(|r| r.spec.value().clone()).unwrap_or_else(|| json!({}));
         let mut spec = json!({"subscriptions": stored.get("subscriptions").cloned().unwrap_or_else(|| json!([]))});
-        close_subscriptions(&mut spec, &state.subscription.id, now());
-        let mine = state.subscription.to_json();
-        if let Some(list) = spec.get_mut("subscriptions").and_then(Value::as_array_mut) {
-            list.retain(|s| s.get("id") != mine.get("id"));
-            list.push(mine);
-            let surplus = list.len().saturating_sub(self.options.insights.subscription_limit);
-            list.drain(..surplus);
+        for proxy in streams {
+            let state = proxy.state.lock();
+            close_subscriptions(&mut spec, &state.subscription.id, now());
+            let mine = state.subscription.to_json();
+            if let Some(list) = spec.get_mut("subscriptions").and_then(Value::as_array_mut) {
+                list.retain(|s| s.get("id") != mine.get("id"));
+                list.push(mine);
+                let surplus = list.len().saturating_sub(self.options.insights.subscription_limit);
+                list.drain(..surplus);
+            }
         }
+        let Some(last) = streams.last() else { return spec };
+        let state = last.state.lock();
         if let Some(mtls) = &state.mtls {
             spec["mTLS"] = mtls.to_json();
         }
@@ -198,48 +202,103 @@ impl Proxies {
         spec
     }
 
-    /// Writes the insights of these proxies. What cannot be written is tried again with the next flush.
-    pub(super) async fn write_insights(&self, proxies: &[Arc<Proxy>]) {
-        if self.options.insights.subscription_limit == 0 {
-            return;
+    /// What has to be written: per proxy its streams, one that ended before the one that is open.
+    pub(super) fn take_dirty_insights(&self) -> Vec<Vec<Arc<Proxy>>> {
+        let table = self.table.lock();
+        let mut all: BTreeMap<ProxyId, Vec<Arc<Proxy>>> =
+            std::mem::take(&mut *self.departed.lock()).into_iter().map(|(id, p)| (id, vec![p])).collect();
+        for (id, proxy) in &*table {
+            if std::mem::take(&mut proxy.state.lock().insight_dirty) || all.contains_key(id) {
+                all.entry(id.clone()).or_default().push(proxy.clone());
+            }
         }
-        for batch in proxies.chunks(BATCH) {
-            let world = self.store.world();
-            let mut ops = Vec::new();
-            for proxy in batch {
-                proxy.state.lock().insight_dirty = false;
-                if world.get(&proxy.id.dataplane()).is_none() {
-                    continue;
-                }
-                let owner = proxy.id.dataplane();
-                // Without this a deletion between here and the entry would reject the whole batch with "owner not found".
-                let spec = Json::from_value(&self.insight_spec(&world, proxy));
-                ops.push(Op::Put(Put { owner: Some(owner), ..Put::new(proxy.id.insight(), Labels::new(), spec) }));
-            }
-            if ops.is_empty() {
-                continue;
-            }
-            match self.store.propose(Command { id: self.store.new_id(), ops: ops.clone() }).await {
-                Ok(_) => {}
-                Err(ProposeError::Rejected(r)) if r.reason == Reason::OwnerNotFound && ops.len() > 1 => {
-                    // A dataplane went away meanwhile: the others are written one by one.
-                    for op in ops {
-                        self.store.propose(Command { id: self.store.new_id(), ops: vec![op] }).await.ok();
-                    }
-                }
-                Err(ProposeError::Rejected(_)) => {}
-                Err(error) => {
-                    tracing::warn!(%error, proxies = batch.len(), "insights are not written, trying again later");
-                    for proxy in batch {
-                        proxy.state.lock().insight_dirty = true;
-                    }
-                }
+        all.into_values().collect()
+    }
+
+    /// These were not written: they are taken again with the next flush.
+    fn give_back(&self, unwritten: impl IntoIterator<Item = Vec<Arc<Proxy>>>) {
+        let table = self.table.lock();
+        let mut departed = self.departed.lock();
+        for proxy in unwritten.into_iter().flatten() {
+            if table.get(&proxy.id).is_some_and(|p| Arc::ptr_eq(p, &proxy)) {
+                proxy.state.lock().insight_dirty = true;
+            } else {
+                // One that ended later is in there already.
+                departed.entry(proxy.id.clone()).or_insert(proxy);
             }
         }
     }
 
-    fn take_dirty_insights(&self) -> Vec<Arc<Proxy>> {
-        self.all().into_iter().filter(|p| p.state.lock().insight_dirty).collect()
+    /// Writes all insights that changed. The only writer of this node, so that no write builds on what another one is about to replace. What
+    /// the store does not take is tried again with the next flush.
+    pub(super) async fn flush_insights(&self) {
+        let dirty = self.take_dirty_insights();
+        if self.options.insights.subscription_limit == 0 {
+            return;
+        }
+        let mut unwritten = Vec::new();
+        for batch in dirty.chunks(BATCH) {
+            if !unwritten.is_empty() {
+                unwritten.extend_from_slice(batch);
+                continue;
+            }
+            let world = self.store.world();
+            // Insights of dataplanes that are gone would be left over.
+            let ids = batch.iter().filter_map(|streams| Some((&streams.first()?.id, streams)));
+            let alive = ids.filter(|(id, _)| world.get(&id.dataplane()).is_some());
+            let puts: Vec<_> = alive.map(|(id, streams)| (self.insight_put(&world, id, streams), streams.clone())).collect();
+            unwritten.extend(self.write_insights(puts).await);
+        }
+        if !unwritten.is_empty() {
+            self.give_back(unwritten);
+        }
+    }
+
+    pub(super) fn insight_put(&self, world: &World, id: &ProxyId, streams: &[Arc<Proxy>]) -> Op {
+        let spec = Json::from_value(&self.insight_spec(world, id, streams));
+        // With the owner a deletion between here and the entry rejects the command instead of leaving an insight behind.
+        Op::Put(Put { owner: Some(id.dataplane()), ..Put::new(id.insight(), Labels::new(), spec) })
+    }
+
+    /// Writes in one command; in halves when it is too large, or when one of the dataplanes is gone. Gives what was not written.
+    pub(super) async fn write_insights(&self, puts: Vec<(Op, Vec<Arc<Proxy>>)>) -> Vec<Vec<Arc<Proxy>>> {
+        let mut todo = vec![puts];
+        while let Some(mut puts) = todo.pop() {
+            if puts.is_empty() {
+                continue;
+            }
+            let ops = puts.iter().map(|(op, _)| op.clone()).collect();
+            match self.store.propose(Command { id: self.store.new_id(), ops }).await {
+                Ok(_) => {}
+                Err(ProposeError::Rejected(_) | ProposeError::TooLarge { .. }) if puts.len() > 1 => {
+                    let half = puts.split_off(puts.len() / 2);
+                    todo.extend([half, puts]);
+                }
+                Err(error @ ProposeError::TooLarge { .. }) => {
+                    let proxy = puts.first().and_then(|(_, s)| s.first()).map(|p| p.id.to_string());
+                    tracing::warn!(proxy, %error, "an insight is not written: the metadata of the proxy's node is too large");
+                }
+                // Its dataplane is gone.
+                Err(ProposeError::Rejected(_)) => {}
+                Err(error) => {
+                    todo.push(puts);
+                    let unwritten: Vec<_> = todo.into_iter().flatten().map(|(_, streams)| streams).collect();
+                    tracing::warn!(%error, proxies = unwritten.len(), "insights are not written, trying again later");
+                    return unwritten;
+                }
+            }
+        }
+        Vec::new()
+    }
+
+    /// A dataplane that was deleted took the insight along; when it is made again while its proxy is connected, the insight is too.
+    pub(super) fn renew_insight(&self, change: &Change) {
+        let created = change.before.is_none().then(|| change.key()).flatten().filter(|k| k.kind == Kind::Dataplane);
+        let proxy = created.and_then(|k| self.connected(&ProxyId { mesh: k.mesh.clone(), name: k.name.clone() }));
+        if let Some(proxy) = proxy {
+            proxy.state.lock().insight_dirty = true;
+            self.insight_wake.notify_one();
+        }
     }
 
     /// Writes changed insights: soon after a connect or a certificate, else at most once per flush interval. Idle when nothing changes.
@@ -251,12 +310,15 @@ impl Proxies {
                 () = self.insight_wake.notified() => tokio::time::sleep(GATHER).await,
                 () = tokio::time::sleep(interval) => {}
             }
-            let dirty = self.take_dirty_insights();
-            self.write_insights(&dirty).await;
+            self.flush_insights().await;
         }
-        // The last state of every stream, disconnected or not, must not be lost by a planned stop.
-        let dirty = self.take_dirty_insights();
-        self.write_insights(&dirty).await;
+        // A planned stop loses nothing, and what is still open ends with it.
+        for proxy in self.all() {
+            let mut state = proxy.state.lock();
+            state.subscription.disconnect();
+            state.insight_dirty = true;
+        }
+        self.flush_insights().await;
     }
 
     /// Closes subscriptions of control planes that are gone. Runs once, when a finished process has had time to come back.
@@ -267,7 +329,7 @@ impl Proxies {
         }
         let world = self.store.world();
         let mut ops = Vec::new();
-        for r in world.list(ikada_model::Kind::DataplaneInsight) {
+        for r in world.list(Kind::DataplaneInsight) {
             let id = super::ProxyId { mesh: r.key.mesh.clone(), name: r.key.name.clone() };
             if self.connected(&id).is_some() {
                 continue;
@@ -278,6 +340,9 @@ impl Proxies {
             }
         }
         for op in ops {
+            if stop.is_cancelled() {
+                return;
+            }
             self.store.propose(Command { id: self.store.new_id(), ops: vec![op] }).await.ok();
         }
     }

@@ -19,6 +19,8 @@ mod open;
 mod reconcile;
 mod session;
 mod sync;
+#[cfg(test)]
+mod tests;
 
 pub use inspect::Inspector;
 pub use open::ProxySource;
@@ -94,7 +96,10 @@ pub struct Proxies {
     /// Settings of generation; replaced when a resolved address changes.
     settings: ArcSwap<Settings>,
     metrics: Arc<Metrics>,
+    /// Locked before `departed` and before the state of a proxy.
     table: Mutex<HashMap<ProxyId, Arc<Proxy>>>,
+    /// Streams that ended and whose last insight is not written yet.
+    departed: Mutex<HashMap<ProxyId, Arc<Proxy>>>,
     dirty: Mutex<BTreeSet<ProxyId>>,
     wake: Notify,
     insight_wake: Notify,
@@ -124,6 +129,8 @@ struct State {
     admin: Option<identity::Admin>,
     subscription: insight::Subscription,
     mtls: Option<insight::MtlsInsight>,
+    /// Before this no renewal of the certificate is tried again.
+    renewal_retry: Option<SystemTime>,
     /// Node metadata as shown in the insight.
     node_metadata: Value,
     /// The insight has to be written.
@@ -141,6 +148,7 @@ impl Proxies {
             options,
             metrics,
             table: Mutex::default(),
+            departed: Mutex::default(),
             dirty: Mutex::default(),
             wake: Notify::new(),
             insight_wake: Notify::new(),
@@ -154,7 +162,7 @@ impl Proxies {
     pub fn begin_stop(&self) {
         self.stopping.store(true, std::sync::atomic::Ordering::Relaxed);
         for proxy in self.all() {
-            proxy.handle.end(Status::unavailable("the control plane is stopping"));
+            proxy.handle.end(stopping());
         }
     }
     fn connected(&self, id: &ProxyId) -> Option<Arc<Proxy>> {
@@ -167,6 +175,10 @@ impl Proxies {
     fn ids_in(&self, mesh: &str) -> Vec<ProxyId> {
         self.table.lock().keys().filter(|id| &*id.mesh == mesh).cloned().collect()
     }
+}
+
+fn stopping() -> Status {
+    Status::unavailable("the control plane is stopping")
 }
 
 /// The wall clock.

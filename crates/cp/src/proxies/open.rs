@@ -1,6 +1,8 @@
 //! First request of a stream: who is it, may it, and what is its dataplane (reference: data-plane contract §1.5, §4.1, §4.2).
 
-use super::{CONFLICT_PAUSE, CONFLICT_RETRIES, Proxies, Proxy, ProxyId, State, insight::Subscription, session::ProxySession, sync};
+use super::{
+    CONFLICT_PAUSE, CONFLICT_RETRIES, Proxies, Proxy, ProxyId, State, departure::deregistered, insight::Subscription, session::ProxySession, stopping, sync,
+};
 use crate::structs::struct_to_json;
 use async_trait::async_trait;
 use ikada_envoy::ProxyMetadata;
@@ -14,7 +16,10 @@ use ikada_world::{Command, Expect, Op, ProposeError, Put, Reason, World};
 use ikada_xds::{Source, StreamOpen};
 use parking_lot::Mutex;
 use serde_json::Value;
-use std::sync::Arc;
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 use tokio::sync::watch;
 use tonic::Status;
 
@@ -23,6 +28,21 @@ const MAX_RESOURCE: usize = 1024 * 1024;
 
 fn refused(text: impl std::fmt::Display) -> Status {
     Status::unauthenticated(format!("authentication failed: {text}"))
+}
+
+/// How long a write may be on its way after nobody waits for it any more.
+const ABANDONED_DELAY: Duration = Duration::from_secs(2);
+
+/// A registration whose end nobody waited for, as the client went away: it may have taken place, and nobody would undo it.
+struct Abandoned(Option<(Arc<Proxies>, ProxyId)>);
+
+impl Drop for Abandoned {
+    fn drop(&mut self) {
+        if let Some((proxies, id)) = self.0.take() {
+            let delay = proxies.options.insights.deregistration_delay.max(ABANDONED_DELAY);
+            proxies.deregister(id, delay);
+        }
+    }
 }
 
 /// The proxies of a node as the source of their streams.
@@ -45,7 +65,13 @@ impl Source for ProxySource {
         if let Some(resource) = &brought {
             self.0.register(&id, resource).await?;
         }
-        Ok(self.0.admit(id, open, metadata, node_metadata, brought.is_some()))
+        let session = self.0.admit(id.clone(), open, metadata, node_metadata, brought.is_some());
+        if brought.is_some() && self.0.store.world().get(&id.dataplane()).is_none()
+            && let Some(proxy) = self.0.connected(&id)
+        {
+            proxy.handle.end(deregistered());
+        }
+        Ok(session)
     }
 }
 
@@ -113,12 +139,17 @@ impl Proxies {
     }
 
     /// Stores the dataplane that a proxy brought along.
-    async fn register(&self, id: &ProxyId, brought: &Resource) -> Result<(), Status> {
+    async fn register(self: &Arc<Self>, id: &ProxyId, brought: &Resource) -> Result<(), Status> {
         for attempt in 0..CONFLICT_RETRIES {
             let world = self.store.world();
             let Some(put) = self.registration(&world, id, brought)? else { return Ok(()) };
             let mesh = Op::Require { key: Key::new(Kind::Mesh, "", &id.mesh), expect: Expect::Exists };
-            match self.store.propose(Command { id: self.store.new_id(), ops: vec![mesh, Op::Put(put)] }).await {
+            let mut abandoned = Abandoned(Some((self.clone(), id.clone())));
+            let done = self.store.propose(Command { id: self.store.new_id(), ops: vec![mesh, Op::Put(put)] }).await;
+            if !matches!(done, Err(ProposeError::Unknown)) {
+                abandoned.0 = None;
+            }
+            match done {
                 Ok(_) => return Ok(()),
                 Err(ProposeError::Rejected(r)) if matches!(r.reason, Reason::Conflict | Reason::AlreadyExists) && attempt + 1 < CONFLICT_RETRIES => {
                     tokio::time::sleep(CONFLICT_PAUSE).await;
@@ -139,7 +170,7 @@ impl Proxies {
             metadata,
             snapshot: watch::channel(None).0,
             registered,
-            state: Mutex::new(State { identity: None, admin: None, subscription, mtls: None, node_metadata, insight_dirty: true, error: None }),
+            state: Mutex::new(State { identity: None, admin: None, subscription, mtls: None, renewal_retry: None, node_metadata, insight_dirty: true, error: None }),
             sync: Mutex::new(sync::State::default()),
         });
         let old = {
@@ -156,6 +187,9 @@ impl Proxies {
             self.metrics.streams(table.len());
             old
         };
+        if self.stopping.load(Ordering::Relaxed) {
+            proxy.handle.end(stopping());
+        }
         if let Some(old) = old {
             old.handle.end(Status::aborted("another stream of this proxy took over"));
         }

@@ -13,7 +13,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio_util::sync::CancellationToken;
 
 /// After a round that concerned many proxies, what follows within this time is merged into the next one.
@@ -68,14 +68,17 @@ impl Proxies {
                 Concerned::Mesh(mesh) => self.dirty.lock().extend(self.ids_in(mesh)),
                 Concerned::All => self.dirty.lock().extend(self.all().iter().map(|p| p.id.clone())),
             }
+            self.renew_insight(change);
         }
     }
 
     /// Regenerates what changed until `stop`.
     pub async fn run_reconcile(self: Arc<Self>, stop: CancellationToken) {
         let mut bus = self.store.subscribe();
+        // Up to here all changes have been taken from the bus. The world may be ahead of it.
+        let mut taken = self.store.world().index();
         let workers = std::thread::available_parallelism().map_or(2, |n| n.get());
-        loop {
+        while !stop.is_cancelled() {
             let due = self.mark_due_certificates();
             let sleep = due.and_then(|at| at.duration_since(SystemTime::now()).ok()).unwrap_or(LONGEST_SLEEP).clamp(Duration::from_millis(10), LONGEST_SLEEP);
             if self.dirty.lock().is_empty() {
@@ -83,16 +86,20 @@ impl Proxies {
                     () = stop.cancelled() => return,
                     () = self.wake.notified() => {}
                     () = tokio::time::sleep(sleep) => continue,
-                    change = bus.recv() => self.take(change),
+                    change = bus.recv() => taken = self.take(change, taken),
                 }
             }
-            while let Ok(change) = bus.try_recv() {
-                self.take(Ok(change));
+            loop {
+                match bus.try_recv() {
+                    Ok(change) => taken = self.take(Ok(change), taken),
+                    Err(TryRecvError::Lagged(n)) => taken = self.take(Err(RecvError::Lagged(n)), taken),
+                    Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+                }
             }
             let round: Vec<_> = std::mem::take(&mut *self.dirty.lock()).into_iter().filter_map(|id| self.connected(&id)).collect();
             let world = self.store.world();
             if round.is_empty() {
-                self.settled(world.index());
+                self.settled(taken);
                 continue;
             }
             let size = round.len();
@@ -108,7 +115,7 @@ impl Proxies {
             for task in tasks {
                 task.await.ok();
             }
-            self.settled(world.index());
+            self.settled(taken);
             if size > LARGE {
                 tokio::select! {
                     () = stop.cancelled() => return,
@@ -118,18 +125,24 @@ impl Proxies {
         }
     }
 
-    fn take(&self, change: Result<Arc<ChangeSet>, RecvError>) {
+    /// Marks whom a change concerns; gives the index up to which changes have been taken.
+    fn take(&self, change: Result<Arc<ChangeSet>, RecvError>, taken: u64) -> u64 {
         match change {
             Ok(changes) => {
                 self.commits.committed(changes.index);
                 self.mark_changed(&changes);
+                changes.index.max(taken)
             }
             // Behind the bus: everything may have changed.
             Err(RecvError::Lagged(missed)) => {
                 tracing::warn!(missed, "behind the store's changes: all proxies are regenerated");
                 self.mark(self.all().iter().map(|p| p.id.clone()));
+                for proxy in self.all() {
+                    proxy.state.lock().insight_dirty = true;
+                }
+                taken
             }
-            Err(RecvError::Closed) => {}
+            Err(RecvError::Closed) => taken,
         }
     }
 
@@ -139,6 +152,7 @@ impl Proxies {
         let result = std::panic::catch_unwind(AssertUnwindSafe(|| self.snapshot_of(inputs, proxy)))
             .unwrap_or_else(|_| Err("generation panicked; this is a defect, please report it with the log".to_owned()));
         self.metrics.generated(start.elapsed(), result.is_ok());
+        self.postpone_failed_renewal(proxy);
         let digest = match result {
             Ok(None) => None,
             Ok(Some(snapshot)) => {
@@ -155,7 +169,7 @@ impl Proxies {
             }
             Err(error) => {
                 self.set_error(proxy, Some(error));
-                None
+                return self.not_generated(proxy);
             }
         };
         self.generated(proxy, inputs.world.index(), digest);

@@ -10,6 +10,8 @@ use std::{
 
 /// Revisions whose commit time is remembered.
 const REMEMBERED: usize = 256;
+/// Longest pause between two looks of somebody who waits. Times do not depend on it: they were taken when the acknowledgement came.
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
 /// When the latest revisions were committed, as seen on this node.
 #[derive(Default)]
@@ -78,7 +80,7 @@ pub struct SyncReport {
 }
 
 impl Proxies {
-    /// A proxy was generated from the world at `index`; `digest` is what it should have now, `None` when that is not known.
+    /// A proxy was generated from the world at `index`; `digest` is what it should have now, `None` when that stays as it was.
     pub(super) fn generated(&self, proxy: &Proxy, index: u64, digest: Option<u64>) {
         let mut s = proxy.sync.lock();
         s.generated = index;
@@ -86,6 +88,10 @@ impl Proxies {
             s.wanted = digest;
         }
         s.update();
+    }
+    /// What a proxy should have cannot be generated: it has no revision until it can.
+    pub(super) fn not_generated(&self, proxy: &Proxy) {
+        proxy.sync.lock().wanted = None;
     }
     /// A proxy acknowledged everything of the snapshot with this digest.
     pub(super) fn synced(&self, proxy: &Proxy, digest: u64) {
@@ -121,12 +127,14 @@ impl Proxies {
     /// Waits until all connected proxies have a revision, at most `wait`.
     pub async fn wait_synced(&self, revision: u64, wait: Duration) -> SyncReport {
         let end = Instant::now() + wait;
+        let mut pause = Duration::from_millis(1);
         loop {
             let report = self.sync_report(revision);
             if report.synced || Instant::now() >= end {
                 return report;
             }
-            tokio::time::sleep(Duration::from_millis(2)).await;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 }
