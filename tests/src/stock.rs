@@ -27,7 +27,7 @@ pub enum Features {
 pub async fn bootstrap(cp: &ControlPlane, request: &Value) -> Result<(u16, String)> {
     init();
     let client = reqwest::Client::builder().danger_accept_invalid_certs(true).timeout(Duration::from_secs(30)).build()?;
-    let response = client.post(format!("https://localhost:{}/bootstrap", cp.dp_port)).json(request).send().await?;
+    let response = client.post(format!("https://127.0.0.1:{}/bootstrap", cp.dp_port)).json(request).send().await?;
     Ok((response.status().as_u16(), response.text().await?))
 }
 
@@ -60,7 +60,7 @@ impl StockEnvoy {
         }
         let request = json!({
             "mesh": dataplane["mesh"], "name": dataplane["name"], "proxyType": "dataplane", "dataplaneToken": token,
-            "dataplaneResource": dataplane.to_string(), "workdir": dir, "readinessPort": readiness_port, "ipv6Enabled": false, "features": flags,
+            "dataplaneResource": dataplane.to_string(), "workdir": dir, "readinessPort": readiness_port, "ipv6Enabled": true, "features": flags,
             "version": {"kumaDp": {"version": "2.14.3", "gitTag": "unknown", "gitCommit": "unknown", "buildDate": "unknown"},
                 "envoy": {"version": "1.40.0", "build": "hash/1.40.0/Clean/RELEASE/BoringSSL"}},
         });

@@ -6,6 +6,7 @@ pub mod auth;
 mod body;
 mod destinations;
 mod error;
+mod gui;
 mod inspect;
 mod list;
 pub mod managers;
@@ -19,6 +20,7 @@ mod tokens;
 mod write;
 
 pub use error::{ApiError, Parameter};
+pub use gui::Gui;
 pub use router::{IDEMPOTENCY_KEY, OverTls, REVISION, router};
 pub use state::{ApiOptions, ApiState, ConfigInspector, Index, InspectError, now};
 pub use system::CLUSTER_ID;

@@ -5,6 +5,7 @@ use crate::{
     body,
     destinations,
     error::{ApiError, title},
+    gui,
     inspect,
     list::Query,
     read::{self, ListRequest},
@@ -42,6 +43,12 @@ pub fn router(state: ApiState) -> Router {
 async fn handle(State(state): State<ApiState>, request: Request) -> Response {
     let replicator = state.replicator.clone();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    // The GUI is outside of the pipeline: no authentication, no other methods than reading.
+    if matches!(method, Method::GET | Method::HEAD)
+        && let Some(page) = gui::answer(&state.options, &path)
+    {
+        return page;
+    }
     // Its own task, so that a panic is an answer and a log line, not a dropped connection.
     let mut response = match tokio::spawn(answer(state, request)).await {
         Ok(r) => r,

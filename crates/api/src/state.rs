@@ -1,6 +1,6 @@
 //! What the API needs from its process.
 
-use crate::{auth::StaticAccess, managers};
+use crate::{auth::StaticAccess, gui::Gui, managers};
 use async_trait::async_trait;
 use ikada_model::{Mode, Timestamp};
 use ikada_world::Replicator;
@@ -51,6 +51,8 @@ pub struct ApiOptions {
     pub read_timeout: Duration,
     /// Shown by `GET /`.
     pub index: Index,
+    /// The GUI.
+    pub gui: Gui,
     /// Shown by `GET /config`: the whole effective configuration in Kuma's structure, without secrets.
     pub config: Arc<Value>,
 }
@@ -66,8 +68,6 @@ pub struct Index {
     pub version: String,
     /// `<host>-<4 characters>`.
     pub instance_id: String,
-    /// Path of the GUI; empty when there is none.
-    pub gui: String,
     /// Omitted when empty.
     pub based_on_kuma: String,
 }
@@ -99,9 +99,9 @@ impl Default for ApiOptions {
                 product: "Kuma".into(),
                 version: "2.14.3".into(),
                 instance_id: String::new(),
-                gui: String::new(),
                 based_on_kuma: String::new(),
             },
+            gui: Gui::default(),
             config: Arc::new(Value::Object(serde_json::Map::new())),
         }
     }

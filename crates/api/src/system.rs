@@ -18,7 +18,7 @@ pub fn index(state: &ApiState, world: &World) -> Value {
         "version": i.version,
         "instanceId": i.instance_id,
         "clusterId": cluster_id.unwrap_or_default(),
-        "gui": i.gui,
+        "gui": if state.options.gui.enabled { state.options.gui.base_path.as_str() } else { "" },
     });
     if !i.based_on_kuma.is_empty() {
         v["basedOnKuma"] = json!(i.based_on_kuma);

@@ -261,6 +261,7 @@ impl Node {
             disable_origin_label_validation: c.disable_origin_label_validation,
             unsafe_delete: c.unsafe_delete,
             access: c.access.clone(),
+            gui: c.api.gui.clone(),
             index: Index {
                 hostname: self.hostname.clone(),
                 instance_id: instance_id.to_owned(),

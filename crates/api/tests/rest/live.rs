@@ -36,10 +36,9 @@ async fn like_the_recording(inputs: &Path, rest_dir: &Path) -> App {
         product: "Kuma".into(),
         version: "2.14.3".into(),
         instance_id: "host-1-a1b2".into(),
-        gui: "/gui".into(),
         based_on_kuma: String::new(),
     };
-    let options = ApiOptions { mode: Mode::Zone { federated: false }, index, ..ApiOptions::default() };
+    let options = ApiOptions { mode: Mode::Zone { federated: false }, index, gui: ikada_api::Gui { enabled: true, ..Default::default() }, ..ApiOptions::default() };
     let app = App::started(options).await;
     let mesh = json!({
         "type": "Mesh", "name": "default", "meshServices": {"mode": "Exclusive"},

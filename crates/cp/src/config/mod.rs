@@ -6,7 +6,10 @@ mod settings;
 use load::Values;
 
 use anyhow::{Context, Result, bail};
-use ikada_api::auth::{Allowed, StaticAccess};
+use ikada_api::{
+    Gui,
+    auth::{Allowed, StaticAccess},
+};
 use ikada_envoy::bootstrap::BootstrapParams;
 use ikada_model::Mode;
 use std::{
@@ -45,6 +48,8 @@ pub struct ApiServer {
     pub bootstrap_admin_token: bool,
     /// Serve `POST /tokens/user`.
     pub user_token_issuer: bool,
+    /// The GUI.
+    pub gui: Gui,
 }
 
 /// How proxies prove who they are.
@@ -141,6 +146,16 @@ pub struct Config {
     pub disable_origin_label_validation: bool,
     /// All settings by their keys, as they were given.
     settings: serde_json::Value,
+}
+
+fn gui_path(v: &Values) -> Result<String> {
+    let key = "apiServer.gui.basePath";
+    let path = v.text(key);
+    let path = path.trim_end_matches('/');
+    if path.len() < 2 || !path.starts_with('/') || !path.bytes().all(|b| b.is_ascii_alphanumeric() || b"/-_.~".contains(&b)) {
+        bail!("{key}{}: {path:?} must be a path below / such as \"/gui\"", v.origin(key));
+    }
+    Ok(path.to_owned())
 }
 
 fn tls_files(v: &Values, cert_key: &str, key_key: &str) -> Result<Option<TlsFiles>> {
@@ -271,6 +286,7 @@ impl Config {
             localhost_is_admin: v.flag("apiServer.authn.localhostIsAdmin"),
             bootstrap_admin_token: v.flag("apiServer.authn.tokens.bootstrapAdminToken"),
             user_token_issuer: v.flag("apiServer.authn.tokens.enableIssuer"),
+            gui: Gui { enabled: v.flag("apiServer.gui.enabled") && !mode.is_federated(), base_path: gui_path(&v)? },
         };
         if api.http.is_none() && api.https.is_none() {
             bail!("apiServer.http.enabled and apiServer.https.enabled are both false: the control plane could not be reached");
