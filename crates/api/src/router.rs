@@ -169,7 +169,8 @@ async fn dispatch(state: &ApiState, parts: &Parts, body: Body, user: &User, rout
         Route::WhoAmI => Ok(body::json(StatusCode::OK, &system::who_am_i(user))),
         Route::OwnConfig => {
             state.options.access.metadata(user).map_err(ApiError::denied)?;
-            Ok(body::json(StatusCode::OK, &*state.options.config))
+            // Compact, unlike every other answer.
+            Ok(body::with_type(StatusCode::OK, "application/json", state.options.config.to_string().into_bytes()))
         }
         Route::Policies => Ok(body::json(StatusCode::OK, &system::policies(state))),
         Route::Resources => Ok(body::json(StatusCode::OK, &system::resources(state))),
