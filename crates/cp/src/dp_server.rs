@@ -1,13 +1,19 @@
-//! DP server: `POST /bootstrap` and ADS on one TLS port (reference: data-plane contract §1).
+//! DP server: `POST /bootstrap`, ADS and health discovery on one TLS port (reference: data-plane contract §1).
 
 use crate::{
     diagnostics::reply,
     listen::{Peer, Reply},
-    proxies::{ProxySource, Proxies},
+    proxies::{
+        Proxies, ProxySource,
+        health::{self, Hds},
+    },
     tls::Identity,
 };
 use bytes::Bytes;
-use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
+use envoy_types::pb::envoy::service::{
+    discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
+    health::v3::health_discovery_service_server::HealthDiscoveryServiceServer,
+};
 use http::{HeaderMap, Request, StatusCode, Version, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
@@ -37,30 +43,37 @@ pub struct DpServer {
     zone: String,
     certificate: ServerCertificate,
     ads: AggregatedDiscoveryServiceServer<ikada_xds::Ads<ProxySource>>,
+    /// `None` = `dpServer.hds.enabled` is false.
+    hds: Option<HealthDiscoveryServiceServer<Hds>>,
 }
 
 impl DpServer {
-    /// A server for these proxies.
-    pub fn new(store: Arc<dyn Replicator>, proxies: Arc<Proxies>, params: BootstrapParams, zone: String, instance_id: String, identity: &Identity) -> Self {
+    /// A server for these proxies; `xds` are the settings of ADS.
+    pub fn new(store: Arc<dyn Replicator>, proxies: Arc<Proxies>, params: BootstrapParams, zone: String, xds: ikada_xds::Options, identity: &Identity) -> Self {
         let sans = ikada_pki::parse_chain(&identity.cert_pem).ok().and_then(|c| c.first().map(ikada_pki::CertInfo::sans)).unwrap_or_default();
-        let options = ikada_xds::Options { identifier: instance_id, ..ikada_xds::Options::default() };
+        let hds = params.hds_enabled.then(|| health::service(proxies.clone()));
         DpServer {
             store,
             params,
             zone,
             certificate: ServerCertificate { pem: identity.cert_pem.clone(), sans },
-            ads: ikada_xds::service(Arc::new(ProxySource(proxies)), options),
+            ads: ikada_xds::service(Arc::new(ProxySource(proxies)), xds),
+            hds,
         }
     }
 
-    /// Answers a request: gRPC to ADS, the rest to the one HTTP path.
+    /// Answers a request: gRPC to health discovery and ADS, the rest to the one HTTP path.
     pub async fn handle(self: Arc<Self>, mut request: Request<Incoming>) -> Reply {
         let grpc = request.headers().get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"));
         if grpc && request.version() == Version::HTTP_2 {
             if let Some(peer) = request.extensions().get::<Peer>().copied() {
                 request.extensions_mut().insert(PeerAddr(peer.address));
             }
-            let response = match self.ads.clone().oneshot(request).await {
+            let response = match &self.hds {
+                Some(hds) if request.uri().path().starts_with(health::PATH) => hds.clone().oneshot(request).await,
+                _ => self.ads.clone().oneshot(request).await,
+            };
+            let response = match response {
                 Ok(r) => r,
                 Err(never) => match never {},
             };

@@ -152,7 +152,8 @@ impl Node {
         }
         if let (Some(l), Some(dp)) = (listeners.dp, &c.dp) {
             let identity = self.certificate(dp.tls.as_ref())?;
-            let server = Arc::new(DpServer::new(self.store.clone(), proxies.clone(), c.bootstrap.clone(), c.zone.clone(), instance_id.clone(), &identity));
+            let xds = ikada_xds::Options { identifier: instance_id.clone(), nack_backoff: dp.nack_backoff, ..ikada_xds::Options::default() };
+            let server = Arc::new(DpServer::new(self.store.clone(), proxies.clone(), c.bootstrap.clone(), c.zone.clone(), xds, &identity));
             let handler = move |request: Request<Incoming>| server.clone().handle(request);
             let o = options("dp-server", Some(identity.server), dp.read_header_timeout, dp.graceful_shutdown_timeout);
             self.tracker.spawn(listen::serve(l, o, handler, self.stop.clone()));
@@ -164,6 +165,9 @@ impl Node {
         }
         self.tracker.spawn(proxies.clone().run_reconcile(self.stop.clone()));
         self.tracker.spawn(proxies.clone().run_hosts(c.dns_cache_ttl, self.stop.clone()));
+        if c.bootstrap.hds_enabled {
+            self.tracker.spawn(proxies.clone().run_health(self.stop.clone()));
+        }
         // Ends after the streams did, to write how they ended.
         let insights_stop = CancellationToken::new();
         let insights = tokio::spawn(proxies.clone().run_insights(insights_stop.clone()));
@@ -244,6 +248,7 @@ impl Node {
             require_token: c.dp.as_ref().is_none_or(|d| d.dp_auth == ProxyAuth::Token),
             settings,
             insights: c.insights.clone(),
+            health: c.health.clone(),
         }
     }
 

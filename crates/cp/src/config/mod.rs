@@ -72,6 +72,8 @@ pub struct DpServer {
     pub read_header_timeout: Duration,
     /// How long open connections may take to end at shutdown.
     pub graceful_shutdown_timeout: Duration,
+    /// Pause of a type after a rejected response.
+    pub nack_backoff: Duration,
     /// Authentication of dataplanes.
     pub dp_auth: ProxyAuth,
     /// Serve `POST /tokens/dataplane`.
@@ -93,6 +95,42 @@ pub struct Insights {
     pub idle_timeout: Duration,
     /// Offline dataplanes are deleted after this.
     pub cleanup_age: Duration,
+}
+
+/// Health discovery; all times are positive.
+#[derive(Debug, Clone)]
+pub struct Health {
+    /// Time between two reports of an Envoy.
+    pub interval: Duration,
+    /// Timeout of a probe that names none.
+    pub check_timeout: Duration,
+    /// Interval of a probe that names none.
+    pub check_interval: Duration,
+    /// The same for clusters without traffic.
+    pub check_no_traffic_interval: Duration,
+    /// Good results after which a workload counts as healthy.
+    pub healthy_threshold: u32,
+    /// Bad results after which it does not.
+    pub unhealthy_threshold: u32,
+}
+
+fn health(v: &Values) -> Result<Health> {
+    let positive = |key: &str| match v.duration(key)? {
+        d if d.is_zero() => bail!("{key}{}: must be longer than 0s", v.origin(key)),
+        d => Ok(d),
+    };
+    let threshold = |key: &str| match v.number(key)? {
+        0 => bail!("{key}{}: must be at least 1", v.origin(key)),
+        n => Ok(n),
+    };
+    Ok(Health {
+        interval: positive("dpServer.hds.interval")?,
+        check_timeout: positive("dpServer.hds.checkDefaults.timeout")?,
+        check_interval: positive("dpServer.hds.checkDefaults.interval")?,
+        check_no_traffic_interval: positive("dpServer.hds.checkDefaults.noTrafficInterval")?,
+        healthy_threshold: threshold("dpServer.hds.checkDefaults.healthyThreshold")?,
+        unhealthy_threshold: threshold("dpServer.hds.checkDefaults.unhealthyThreshold")?,
+    })
 }
 
 /// Everything.
@@ -118,6 +156,8 @@ pub struct Config {
     pub bootstrap: BootstrapParams,
     /// Insights.
     pub insights: Insights,
+    /// Health discovery.
+    pub health: Health,
     /// Fallback for a proxy that names no readiness port.
     pub readiness_port: u32,
     /// How long a resolved name of a dataplane's address is good.
@@ -299,6 +339,7 @@ impl Config {
                 tls: tls_files(&v, "dpServer.tlsCertFile", "dpServer.tlsKeyFile")?,
                 read_header_timeout: v.duration("dpServer.readHeaderTimeout")?,
                 graceful_shutdown_timeout: v.duration("dpServer.gracefulShutdownTimeout")?,
+                nack_backoff: v.duration("xdsServer.nackBackoff")?,
                 dp_auth: auth(&v, "dpServer.authn.dpProxy.type", "dpToken")?,
                 dp_token_issuer: v.flag("dpServer.authn.dpProxy.dpToken.enableIssuer"),
                 zone_token_issuer: v.flag("dpServer.authn.zoneProxy.zoneToken.enableIssuer"),
@@ -326,6 +367,7 @@ impl Config {
             diagnostics,
             bootstrap: bootstrap_params(&v, dp_port)?,
             insights,
+            health: health(&v)?,
             readiness_port: v.number("bootstrapServer.params.readinessPort")?,
             dns_cache_ttl: v.duration("general.dnsCacheTTL")?,
             dns_domain: v.text("dnsServer.domain"),
@@ -439,5 +481,20 @@ mod tests {
                 assert!(w.get(k).is_none_or(|w| w == v), "{key}.{k}: want {} have {v}", w[k]);
             }
         }
+    }
+
+    #[test]
+    fn health_discovery_and_nack_backoff_are_read_and_checked() {
+        let load = |key: &str, value: &str| Config::load(None, [(key.to_owned(), value.to_owned())]).map(|(c, _)| c);
+        let c = load("KUMA_DP_SERVER_HDS_CHECK_TIMEOUT", "300ms").unwrap();
+        let h = &c.health;
+        assert_eq!((h.check_timeout, h.interval, h.check_interval), (Duration::from_millis(300), Duration::from_secs(5), Duration::from_secs(1)));
+        assert_eq!((h.healthy_threshold, h.unhealthy_threshold, h.check_no_traffic_interval), (1, 1, Duration::from_secs(1)));
+        assert_eq!(c.dp.unwrap().nack_backoff, Duration::from_secs(5));
+        assert_eq!(load("KUMA_XDS_SERVER_NACK_BACKOFF", "1s").unwrap().dp.unwrap().nack_backoff, Duration::from_secs(1));
+        for key in ["KUMA_DP_SERVER_HDS_INTERVAL", "KUMA_DP_SERVER_HDS_CHECK_INTERVAL"] {
+            assert!(load(key, "0s").unwrap_err().to_string().contains("must be longer than 0s"), "{key}");
+        }
+        assert!(load("KUMA_DP_SERVER_HDS_CHECK_HEALTHY_THRESHOLD", "0").unwrap_err().to_string().contains("at least 1"));
     }
 }

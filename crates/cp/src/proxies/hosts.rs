@@ -125,6 +125,7 @@ impl Proxies {
         if hosts != before.hosts {
             self.settings.store(Arc::new(Settings { hosts, ..(*before).clone() }));
             self.mark(self.all().iter().map(|p| p.id.clone()));
+            self.health.wake_all();
         }
         unresolved
     }

@@ -7,10 +7,12 @@
 //! - [`hosts`]: DNS names in dataplanes' addresses.
 //! - [`insight`]: DataplaneInsights, written in batches.
 //! - [`departure`]: what happens after a proxy is gone.
+//! - [`health`]: health discovery: what Envoy finds of the applications next to it.
 //! - [`inspect`]: `_config`.
 
 mod auth;
 mod departure;
+pub mod health;
 mod hosts;
 mod identity;
 mod insight;
@@ -87,6 +89,8 @@ pub struct ProxiesOptions {
     pub settings: Settings,
     /// Insights.
     pub insights: crate::config::Insights,
+    /// Health discovery.
+    pub health: crate::config::Health,
 }
 
 /// All connected proxies of this node.
@@ -106,6 +110,7 @@ pub struct Proxies {
     keys: auth::KeyCache,
     cas: identity::CaCache,
     commits: sync::Commits,
+    health: health::State,
     /// Streams end because the process does: proxies are not deregistered then.
     stopping: AtomicBool,
 }
@@ -155,6 +160,7 @@ impl Proxies {
             keys: auth::KeyCache::default(),
             cas: identity::CaCache::default(),
             commits: sync::Commits::default(),
+            health: health::State::default(),
             stopping: AtomicBool::new(false),
         })
     }
@@ -164,6 +170,7 @@ impl Proxies {
         for proxy in self.all() {
             proxy.handle.end(stopping());
         }
+        self.health.end_streams();
     }
     fn connected(&self, id: &ProxyId) -> Option<Arc<Proxy>> {
         self.table.lock().get(id).cloned()

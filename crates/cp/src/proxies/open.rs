@@ -1,10 +1,11 @@
 //! First request of a stream: who is it, may it, and what is its dataplane (reference: data-plane contract §1.5, §4.1, §4.2).
 
 use super::{
-    CONFLICT_PAUSE, CONFLICT_RETRIES, Proxies, Proxy, ProxyId, State, departure::deregistered, insight::Subscription, session::ProxySession, stopping, sync,
+    CONFLICT_PAUSE, CONFLICT_RETRIES, Proxies, Proxy, ProxyId, State, departure::deregistered, health, insight::Subscription, session::ProxySession, stopping, sync,
 };
 use crate::structs::struct_to_json;
 use async_trait::async_trait;
+use ikada_api::managers;
 use ikada_envoy::ProxyMetadata;
 use ikada_model::{
     Json, Key, Kind, Mesh, Resource,
@@ -26,7 +27,7 @@ use tonic::Status;
 /// Largest dataplane that is read from metadata, in bytes.
 const MAX_RESOURCE: usize = 1024 * 1024;
 
-fn refused(text: impl std::fmt::Display) -> Status {
+pub(super) fn refused(text: impl std::fmt::Display) -> Status {
     Status::unauthenticated(format!("authentication failed: {text}"))
 }
 
@@ -76,7 +77,7 @@ impl Source for ProxySource {
 }
 
 /// The Dataplane that a proxy sent along, decoded and valid.
-fn read_resource(id: &ProxyId, text: &str) -> Result<Resource, Status> {
+pub(super) fn read_resource(id: &ProxyId, text: &str) -> Result<Resource, Status> {
     let invalid = |t: String| Status::invalid_argument(format!("could not register proxy passed in kuma-dp run: {t}"));
     if text.len() > MAX_RESOURCE {
         return Err(invalid(format!("the dataplane has {} bytes, the limit is {MAX_RESOURCE}", text.len())));
@@ -100,7 +101,7 @@ fn read_resource(id: &ProxyId, text: &str) -> Result<Resource, Status> {
 impl Proxies {
     /// Checks the credential against what the proxy says it is and, stricter than Kuma, against what is stored under its name: a token must
     /// not be able to take over somebody else's dataplane.
-    fn authenticate(&self, id: &ProxyId, brought: Option<&Resource>, credential: Option<&str>) -> Result<(), Status> {
+    pub(super) fn authenticate(&self, id: &ProxyId, brought: Option<&Resource>, credential: Option<&str>) -> Result<(), Status> {
         let world = self.store.world();
         let stored = world.get(&id.dataplane());
         if brought.is_none() && stored.is_none() {
@@ -122,14 +123,22 @@ impl Proxies {
     fn registration(&self, world: &World, id: &ProxyId, brought: &Resource) -> Result<Option<Put>, Status> {
         let invalid = |t: String| Status::failed_precondition(format!("could not register proxy passed in kuma-dp run: {t}"));
         let mesh = world.mesh(&id.mesh).ok_or_else(|| invalid(format!("mesh {:?} does not exist", id.mesh)))?;
-        let mode = mesh.view::<Mesh>().map(|m| m.mesh_services.mode).unwrap_or_default();
+        let mesh = mesh.view::<Mesh>();
+        let mode = mesh.map(|m| m.mesh_services.mode).unwrap_or_default();
         let stored = world.get(&id.dataplane());
-        let spec = Json::from_value(&prepare_dataplane(&self.options.zone, mode, stored.is_none(), brought.spec.value().clone()));
+        let mut spec = prepare_dataplane(&self.options.zone, mode, stored.is_none(), brought.spec.value().clone());
+        if let Some(stored) = stored {
+            health::keep_states(stored.spec.value(), &mut spec);
+        }
+        let spec = Json::from_value(&spec);
         let mut all = brought.labels.clone();
         labels::compute(self.options.mode, &self.options.zone, Kind::Dataplane, &id.mesh, spec.value(), &mut all);
         let violations = decode::validate(Kind::Dataplane, &id.mesh, &id.name, &all, spec.value());
         if !violations.is_empty() {
             return Err(invalid(violations.iter().map(|v| format!("{}: {}", v.field, v.message)).collect::<Vec<_>>().join("; ")));
+        }
+        if let Some(mesh) = mesh {
+            managers::check_membership(&id.mesh, mesh, spec.value()).map_err(invalid)?;
         }
         if stored.is_some_and(|r| r.spec == spec && r.labels == all) {
             return Ok(None);

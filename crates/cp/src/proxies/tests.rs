@@ -72,6 +72,7 @@ impl Bench {
         let store = Arc::new(Moody { inner, refuses: AtomicBool::new(false), gate: Arc::default(), waiting: AtomicUsize::new(0), _dir: dir });
         let insights = crate::config::Insights { deregistration_delay, ..crate::config::Config::load(None, []).unwrap().0.insights };
         let options = ProxiesOptions {
+            health: crate::config::Config::load(None, []).unwrap().0.health,
             mode: Mode::Zone { federated: false },
             zone: "default".into(),
             instance_id: "here".into(),
