@@ -9,7 +9,7 @@ mode and configuration, started anew after a case that changed the store. Cases 
   passed   as expected
   failed   anything else
   skipped  needs what is not given (kumactl, connected proxies, several control planes) or a function that is not built yet
-  left     answered 501: the kind is not implemented yet (listed below the table)
+  left     answered 501, or failed with resources of a kind in its bundle that is not built yet (listed below the table)
 
 Exit status: 0 nothing failed, and every suite named in tests/conformance.toml passed completely; 1 otherwise; 2 could not run.
 Corpus: IKADA_CONFORMANCE_DIR, else ../shared/conformance beside the repository.
@@ -160,8 +160,16 @@ class Worker:
         o = argparse.Namespace(
             api=None, dp=None, mode='zone', zone='default', preload_cmd=None, launch_cmd='own', eval_cmd=shlex.quote(options.eval) + ' {case}', start_timeout=START_TIMEOUT,
             timeout=30, proxies=False, no_diff=False, env_ok=False, relax=False, kumactl=options.kumactl)
+        self.built = set(subprocess.run([options.eval, '--kinds'], capture_output=True, text=True, check=True).stdout.split())
         self.runner = run.Runner(o)
         self.runner.cp = Cp(o)
+
+    def unbuilt_kinds(self, case):
+        """kinds in the case's bundle that are not built: they are stored without their schema's defaults"""
+        if not case.get('resources'):
+            return []
+        documents = self.run.yload_all((pathlib.Path(case['_dir']) / case['resources']).read_text())
+        return sorted({d.get('type', '') for d in documents} - self.built)
 
     @staticmethod
     def key(case, bundle):
@@ -183,6 +191,8 @@ class Worker:
         not_built = [url for _, status, url in seen.replies if status == 501]
         if result == 'failed' and not_built:
             result, message = 'left', resource_path(not_built[0])
+        elif result == 'failed' and (kinds := self.unbuilt_kinds(case)):
+            result, message = 'left', kinds[0]
         if any(method != 'GET' and 200 <= status < 300 for method, status, _ in seen.replies):
             self.runner.cp.stop_for_good()
         return result, message
