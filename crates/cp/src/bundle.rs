@@ -8,6 +8,9 @@ use std::{collections::BTreeMap, path::Path};
 /// Operations of one command when the whole bundle does not fit into one entry.
 const CHUNK: usize = 200;
 
+/// The commands before have been applied.
+const PARTLY: &str = "cannot store the whole bundle; the data directory holds a part of it now: remove it, or choose another one with --data-dir";
+
 /// Reads a bundle: documents in REST form, in order; a later one of the same type, mesh and name replaces the earlier. Errors name the
 /// document.
 pub fn read(path: &Path) -> Result<Vec<Resource>> {
@@ -50,7 +53,7 @@ pub async fn load(store: &dyn Replicator, path: &Path) -> Result<usize> {
         Ok(_) => {}
         Err(ProposeError::TooLarge { .. }) => {
             for chunk in ops.chunks(CHUNK) {
-                store.propose(Command { id: store.new_id(), ops: chunk.to_vec() }).await.context("cannot store the bundle")?;
+                store.propose(Command { id: store.new_id(), ops: chunk.to_vec() }).await.context(PARTLY)?;
             }
         }
         Err(e) => return Err(e).context("cannot store the bundle"),

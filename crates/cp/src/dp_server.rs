@@ -9,13 +9,13 @@ use crate::{
     },
     tls::Identity,
 };
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use envoy_types::pb::envoy::service::{
     discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
     health::v3::health_discovery_service_server::HealthDiscoveryServiceServer,
 };
 use http::{HeaderMap, Request, StatusCode, Version, header};
-use http_body_util::{BodyExt, Limited};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use ikada_envoy::bootstrap::{self, BootstrapError, BootstrapParams, BootstrapRequest, ProxyType, ServerCertificate, Subject};
 use ikada_model::{
@@ -26,10 +26,17 @@ use ikada_model::{
 use ikada_world::Replicator;
 use ikada_xds::PeerAddr;
 use std::{sync::Arc, time::Duration};
+use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
 /// Largest bootstrap request, bytes.
 const MAX_BODY: usize = 4 << 20;
+/// A larger request counts as large, bytes. Those of our launcher are a few thousand.
+const SMALL_BODY: usize = 64 << 10;
+/// Large requests at a time.
+const LARGE_BODIES: usize = 32;
+/// Lookups of names at a time.
+const LOOKUPS: usize = 8;
 /// How long a body may take.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the name of the xDS host may take to resolve.
@@ -42,6 +49,8 @@ pub struct DpServer {
     params: BootstrapParams,
     zone: String,
     certificate: ServerCertificate,
+    large_bodies: Semaphore,
+    lookups: Arc<Semaphore>,
     ads: AggregatedDiscoveryServiceServer<ikada_xds::Ads<ProxySource>>,
     /// `None` = `dpServer.hds.enabled` is false.
     hds: Option<HealthDiscoveryServiceServer<Hds>>,
@@ -57,6 +66,8 @@ impl DpServer {
             params,
             zone,
             certificate: ServerCertificate { pem: identity.cert_pem.clone(), sans },
+            large_bodies: Semaphore::new(LARGE_BODIES),
+            lookups: Arc::new(Semaphore::new(LOOKUPS)),
             ads: ikada_xds::service(Arc::new(ProxySource(proxies)), xds),
             hds,
         }
@@ -83,12 +94,10 @@ impl DpServer {
             return reply(StatusCode::NOT_FOUND, TEXT, "404 page not found\n");
         }
         let (parts, body) = request.into_parts();
-        let body = match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY).collect()).await {
-            Ok(Ok(b)) => b.to_bytes(),
-            Ok(Err(e)) if e.downcast_ref::<http_body_util::LengthLimitError>().is_some() => {
-                return reply(StatusCode::PAYLOAD_TOO_LARGE, TEXT, format!("the request is larger than {MAX_BODY} bytes\n"));
-            }
-            _ => return reply(StatusCode::INTERNAL_SERVER_ERROR, TEXT, ""),
+        let body = match tokio::time::timeout(BODY_TIMEOUT, read_body(body, &self.large_bodies)).await {
+            Ok(Ok(body)) => body,
+            Ok(Err((status, text))) => return reply(status, TEXT, text),
+            Err(_) => return reply(StatusCode::REQUEST_TIMEOUT, TEXT, format!("the request did not arrive within {} s\n", BODY_TIMEOUT.as_secs())),
         };
         let authority = parts.uri.authority().map(|a| a.as_str().to_owned());
         match self.bootstrap(&parts.headers, authority, &body).await {
@@ -118,7 +127,7 @@ impl DpServer {
             resource: &resource,
             mesh: mesh.map(|m| &**m),
             host,
-            ipv4_only: resolves_to_ipv4_only(xds_host).await,
+            ipv4_only: resolves_to_ipv4_only(xds_host, &self.lookups).await,
             server_pem: &self.certificate.pem,
         };
         let config = bootstrap::generate(&request, &subject, &self.params)?;
@@ -157,16 +166,46 @@ impl DpServer {
     }
 }
 
+/// The whole body; who announces or sends too much, or a large one while many others do, is told so.
+async fn read_body<B>(mut body: B, large: &Semaphore) -> Result<Bytes, (StatusCode, String)>
+where
+    B: hyper::body::Body<Data = Bytes> + Unpin,
+{
+    let mut out = BytesMut::new();
+    let mut permit = None;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| (StatusCode::BAD_REQUEST, "the request could not be read to its end\n".to_owned()))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if out.len() + data.len() > MAX_BODY {
+            return Err((StatusCode::PAYLOAD_TOO_LARGE, format!("the request is larger than {MAX_BODY} bytes\n")));
+        }
+        if out.len() + data.len() > SMALL_BODY && permit.is_none() {
+            let busy = |_| (StatusCode::SERVICE_UNAVAILABLE, "too many large requests at the moment, try again\n".to_owned());
+            permit = Some(large.try_acquire().map_err(busy)?);
+        }
+        out.extend_from_slice(&data);
+    }
+    Ok(out.freeze())
+}
+
 /// Whether a host is a name (other than `localhost`) whose addresses are all IPv4. A name that does not resolve in time is not.
-async fn resolves_to_ipv4_only(host: &str) -> bool {
+///
+/// The names come from anybody, and each lookup holds a thread as long as the system's resolver likes: a permit goes with the thread.
+async fn resolves_to_ipv4_only(host: &str, lookups: &Arc<Semaphore>) -> bool {
     if host == "localhost" || host.parse::<std::net::IpAddr>().is_ok() {
         return false;
     }
-    match tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host((host, 0))).await {
-        Ok(Ok(addresses)) => {
-            let addresses: Vec<_> = addresses.collect();
-            !addresses.is_empty() && addresses.iter().all(std::net::SocketAddr::is_ipv4)
-        }
+    let lookup = async {
+        let permit = lookups.clone().acquire_owned().await.ok()?;
+        let host = host.to_owned();
+        let found = tokio::spawn(async move {
+            let _permit = permit;
+            tokio::net::lookup_host((host, 0)).await.map(Iterator::collect::<Vec<_>>)
+        });
+        found.await.ok()?.ok()
+    };
+    match tokio::time::timeout(RESOLVE_TIMEOUT, lookup).await {
+        Ok(Some(addresses)) => !addresses.is_empty() && addresses.iter().all(std::net::SocketAddr::is_ipv4),
         _ => false,
     }
 }

@@ -5,7 +5,16 @@ use http::{Request, Response};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
@@ -60,7 +69,7 @@ pub struct Options {
     pub name: &'static str,
     /// TLS; ALPN decides between HTTP/1.1 and HTTP/2. Without TLS only HTTP/1.1 is spoken.
     pub tls: Option<Arc<ServerConfig>>,
-    /// How long a client may take for the first byte of its first request.
+    /// How long a client may take for the first byte of its first request; over TLS for the whole head, and never less than for the handshake.
     pub first_byte: Duration,
     /// Connections at a time, of all listeners that share it. Further ones wait in the kernel's queue.
     pub connections: Arc<Semaphore>,
@@ -121,8 +130,11 @@ where
     Fut: Future<Output = Reply> + Send + 'static,
 {
     stream.set_nodelay(true).ok();
+    let asked = Arc::new(AtomicBool::new(false));
     let service = |tls: bool| {
+        let asked = asked.clone();
         hyper::service::service_fn(move |mut request: Request<Incoming>| {
+            asked.store(true, Ordering::Relaxed);
             request.extensions_mut().insert(Peer { address, tls });
             let reply = handler(request);
             async move { Ok::<_, Infallible>(reply.await) }
@@ -144,10 +156,17 @@ where
         Ok(Err(e)) => return tracing::debug!(listener = options.name, peer = %address, error = %e, "TLS handshake failed"),
         Err(_) => return,
     };
-    if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-        http2(TokioIo::new(stream), service(true), stop).await;
-    } else {
-        http1(TokioIo::new(stream), service(true), stop).await;
+    let serve = async {
+        if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+            http2(TokioIo::new(stream), service(true), stop).await;
+        } else {
+            http1(TokioIo::new(stream), service(true), stop).await;
+        }
+    };
+    tokio::pin!(serve);
+    // Who says nothing after the handshake would hold a place for ever: HTTP/2 has no limit of its own before its preface.
+    if timeout(options.first_byte.max(HANDSHAKE), &mut serve).await.is_err() && asked.load(Ordering::Relaxed) {
+        serve.await;
     }
 }
 

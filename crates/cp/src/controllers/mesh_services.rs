@@ -272,7 +272,7 @@ fn write(
 
         let (addresses, conditions) = hostnames::status(&generators, ("meshService", "MeshServiceList"), &probe, &w.labels, &mut taken);
         let mut status = serde_json::Map::new();
-        let vip = before.pointer("/vips/0/ip").and_then(Value::as_str).map(str::to_owned).or_else(|| vips.allocate());
+        let vip = before.pointer("/vips/0/ip").and_then(Value::as_str).map(str::to_owned).or_else(|| vips.allocate(&key));
         match vip {
             Some(ip) => drop(status.insert("vips".into(), json!([{ "ip": ip }]))),
             None => plan.notes.push(format!("no virtual IP is left for MeshService {:?} in mesh {:?}: widen ipam.meshService.cidr", w.name, mesh_resource.name())),

@@ -9,7 +9,7 @@ mod vips;
 
 use crate::proxies::now;
 use ikada_model::{Kind, Timestamp};
-use ikada_world::{ChangeSet, Command, ProposeError, Replicator};
+use ikada_world::{ChangeSet, Command, Op, ProposeError, Replicator};
 use std::{
     collections::{BTreeSet, HashMap},
     sync::Arc,
@@ -21,8 +21,11 @@ use vips::Allocator;
 
 /// Changes within this time are worked on together.
 const GATHER: Duration = Duration::from_millis(20);
-/// Wait after a write that was not accepted.
+/// Operations in one command.
+const CHUNK: usize = 500;
+/// Wait after a write that was not accepted; doubled with every further one up to [`LONGEST_RETRY`].
 const RETRY: Duration = Duration::from_millis(200);
+const LONGEST_RETRY: Duration = Duration::from_secs(10);
 /// Longest sleep without changes.
 const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
 
@@ -50,6 +53,23 @@ fn touched(changes: &ChangeSet, dirty: &mut BTreeSet<Arc<str>>, all: &mut bool) 
     }
 }
 
+/// Writes in few commands: each is small enough for an entry. Operations of different services do not depend on each other; the first failure
+/// ends it, and the next plan has what is left.
+async fn write(store: &dyn Replicator, ops: Vec<Op>) -> Result<(), ProposeError> {
+    let mut todo: Vec<Vec<Op>> = ops.chunks(CHUNK).rev().map(<[Op]>::to_vec).collect();
+    while let Some(mut ops) = todo.pop() {
+        match store.propose(Command { id: store.new_id(), ops: ops.clone() }).await {
+            Ok(_) => {}
+            Err(ProposeError::TooLarge { .. }) if ops.len() > 1 => {
+                let rest = ops.split_off(ops.len() / 2);
+                todo.extend([rest, ops]);
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
 /// Keeps the MeshServices of all meshes as they should be, while this node leads.
 pub async fn run_mesh_services(store: Arc<dyn Replicator>, options: MeshServiceOptions, stop: CancellationToken) {
     let mut bus = store.subscribe();
@@ -58,12 +78,10 @@ pub async fn run_mesh_services(store: Arc<dyn Replicator>, options: MeshServiceO
         Ok(v) => v,
         Err(e) => return tracing::error!(error = e, "ipam.meshService.cidr is invalid: MeshServices are not generated"),
     };
-    for ip in mesh_services::stored_vips(&store.world()) {
-        vips.reserve(ip);
-    }
     let (mut dirty, mut all) = (BTreeSet::new(), true);
     let mut deadlines: HashMap<Arc<str>, Timestamp> = HashMap::new();
     let mut noted: BTreeSet<String> = BTreeSet::new();
+    let mut retry = RETRY;
     loop {
         if stop.is_cancelled() {
             return;
@@ -104,6 +122,7 @@ pub async fn run_mesh_services(store: Arc<dyn Replicator>, options: MeshServiceO
         }
         let world = store.world();
         if std::mem::take(&mut all) {
+            vips.start_over(mesh_services::stored_vips(&world));
             dirty.extend(world.list(Kind::Mesh).map(|m| m.key.name.clone()));
         }
         let mut failed = BTreeSet::new();
@@ -120,11 +139,8 @@ pub async fn run_mesh_services(store: Arc<dyn Replicator>, options: MeshServiceO
                 Some(at) => drop(deadlines.insert(mesh.clone(), at)),
                 None => drop(deadlines.remove(&mesh)),
             }
-            if plan.ops.is_empty() {
-                continue;
-            }
-            match store.propose(Command { id: store.new_id(), ops: plan.ops }).await {
-                Ok(_) => {}
+            match write(&*store, plan.ops).await {
+                Ok(()) => {}
                 Err(ProposeError::Rejected(r)) => {
                     tracing::debug!(mesh = &*mesh, reason = %r, "MeshServices changed meanwhile, planning again");
                     failed.insert(mesh);
@@ -135,12 +151,35 @@ pub async fn run_mesh_services(store: Arc<dyn Replicator>, options: MeshServiceO
                 }
             }
         }
-        if !failed.is_empty() {
+        if failed.is_empty() {
+            retry = RETRY;
+        } else {
             dirty = failed;
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(RETRY) => {}
+                () = tokio::time::sleep(retry) => retry = (retry * 2).min(LONGEST_RETRY),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ikada_model::{Json, Key, Labels};
+    use ikada_raft::{Options, RaftStore};
+    use ikada_world::Put;
+
+    #[tokio::test]
+    async fn more_than_fits_into_one_entry_is_written_in_several() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = RaftStore::open(Options::new(dir.path().join("data"))).await.unwrap();
+        let spec = Json::from_value(&serde_json::json!({"note": "x".repeat(100_000)}));
+        let put = |n: usize| Op::Put(Put::new(Key::new(Kind::MeshService, "m", &format!("s{n}")), Labels::new(), spec.clone()));
+        write(&*store, (0..40).map(put).collect()).await.unwrap();
+        assert_eq!(store.world().list(Kind::MeshService).count(), 40);
+        let huge = Json::from_value(&serde_json::json!({"note": "x".repeat(3_000_000)}));
+        let one = Op::Put(Put::new(Key::new(Kind::MeshService, "m", "huge"), Labels::new(), huge));
+        assert!(matches!(write(&*store, vec![one]).await, Err(ProposeError::TooLarge { .. })), "an end");
     }
 }

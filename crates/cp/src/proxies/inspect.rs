@@ -41,8 +41,13 @@ pub struct Inspector(pub Arc<Proxies>);
 #[async_trait]
 impl ConfigInspector for Inspector {
     async fn config(&self, mesh: &str, name: &str, shadow: bool, include_diff: bool) -> Result<Value, InspectError> {
+        let permit = self.0.inspections.clone().acquire_owned().await.map_err(|e| InspectError::Failed(e.to_string()))?;
         let (proxies, mesh, name) = (self.0.clone(), mesh.to_owned(), name.to_owned());
-        tokio::task::spawn_blocking(move || proxies.view(&mesh, &name, shadow, include_diff))
+        let view = move || {
+            let _permit = permit;
+            proxies.view(&mesh, &name, shadow, include_diff)
+        };
+        tokio::task::spawn_blocking(view)
             .await
             .unwrap_or_else(|e| Err(InspectError::Failed(format!("generation failed: {e}"))))
     }

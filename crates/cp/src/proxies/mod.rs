@@ -40,7 +40,7 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
     time::{Duration, SystemTime},
 };
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tonic::Status;
 
 /// Mesh and name of a proxy.
@@ -111,6 +111,8 @@ pub struct Proxies {
     cas: identity::CaCache,
     commits: sync::Commits,
     health: health::State,
+    /// Generations for `_config` at a time: anybody may ask, and proxies and the store share the threads.
+    inspections: Arc<Semaphore>,
     /// Streams end because the process does: proxies are not deregistered then.
     stopping: AtomicBool,
 }
@@ -161,6 +163,7 @@ impl Proxies {
             cas: identity::CaCache::default(),
             commits: sync::Commits::default(),
             health: health::State::default(),
+            inspections: Arc::new(Semaphore::new(2)),
             stopping: AtomicBool::new(false),
         })
     }
