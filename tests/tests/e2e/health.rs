@@ -86,19 +86,19 @@ async fn probes_decide_about_the_state_of_inbounds() {
 }
 
 #[tokio::test]
-async fn without_probes_the_stream_is_held_open() {
-    let Some(envoy) = envoy_or_skip("without_probes_the_stream_is_held_open") else { return };
+async fn without_probes_envoy_itself_decides() {
+    let Some(envoy) = envoy_or_skip("without_probes_envoy_itself_decides") else { return };
     let dir = tempfile::tempdir().unwrap();
     let cp = ControlPlane::start(dir.path(), &SETTINGS, &[]).await.unwrap();
     let port = free_port().unwrap();
     let yaml = format!(
-        "type: Dataplane\nmesh: default\nname: plain\nnetworking:\n  address: 127.0.0.1\n  inbound:\n  - port: {port}\n    servicePort: {}\n    state: NotReady\n    tags: {{kuma.io/service: plain}}\n",
+        "type: Dataplane\nmesh: default\nname: plain\nnetworking:\n  address: 127.0.0.1\n  inbound:\n  - port: {port}\n    servicePort: {}\n    tags: {{kuma.io/service: plain}}\n",
         free_port().unwrap()
     );
     let mut dp = Dataplane::start(&cp, &envoy, dir.path(), "default", "plain", &yaml).await.unwrap();
-    becomes(&cp, "plain", &["NotReady"]).await;
+    becomes(&cp, "plain", &["Ready"]).await;
     tokio::time::sleep(Duration::from_secs(4)).await;
-    assert_eq!(states(&cp, "plain").await, ["NotReady"], "a state that somebody gave stays without a probe");
+    assert_eq!(states(&cp, "plain").await, ["Ready"]);
     assert!(dp.process.is_running());
     assert_quiet(&dp.process.output());
 }

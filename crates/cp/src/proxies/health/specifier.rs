@@ -39,12 +39,10 @@ pub(super) struct Subject<'a> {
     pub(super) hosts: &'a BTreeMap<String, String>,
 }
 
-/// One cluster per workload port with a probe, and one for Envoy itself; none at all when nothing has a probe.
+/// One cluster for Envoy itself, so that a draining one takes its inbounds out, and one per workload port with a probe.
 pub(super) fn specifier(subject: &Subject<'_>, health: &Health) -> HealthCheckSpecifier {
     let mut clusters = probes(subject, health);
-    if !clusters.is_empty()
-        && let Some(admin) = admin(subject, health)
-    {
+    if let Some(admin) = admin(subject, health) {
         clusters.insert(0, admin);
     }
     HealthCheckSpecifier { cluster_health_checks: clusters, interval: duration(health.interval) }
@@ -184,11 +182,11 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_probe_is_an_empty_specifier() {
+    fn without_probes_envoy_itself_is_looked_at() {
         let s = of(json!({"address": "10.0.0.1", "inbound": [{"port": 80}]}), json!({"dataplane.admin.port": "9901"}), false);
-        assert_eq!((s.cluster_health_checks.len(), s.interval.unwrap().seconds), (0, 5));
+        assert_eq!((names(&s), s.interval.unwrap().seconds), (vec!["kuma:envoy:admin"], 5));
         let s = of(json!({"address": "unknown", "inbound": [{"port": 80, "serviceProbe": {"tcp": {}}}]}), json!({"dataplane.admin.port": "9901"}), false);
-        assert_eq!(s.cluster_health_checks.len(), 0, "a name that is not known cannot be probed");
+        assert_eq!(names(&s), ["kuma:envoy:admin"], "a name that is not known cannot be probed");
     }
 
     #[test]
