@@ -7,3 +7,4 @@ pub mod functions;
 pub mod process;
 pub mod recordings;
 pub mod stock;
+pub mod streams;

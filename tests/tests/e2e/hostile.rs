@@ -2,6 +2,7 @@
 
 use ikada_tests::process::{ControlPlane, envoy_or_skip, eventually};
 use ikada_tests::stock::{Features, StockEnvoy, bootstrap};
+use ikada_tests::streams::{self, AdsStream};
 use serde_json::json;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -110,4 +111,58 @@ async fn ten_thousand_connections_do_not_stop_the_service() {
     drop(open);
     assert_eq!(cp.api.get("/meshes").await.unwrap().status, 200);
     assert!(cp.process.is_running());
+}
+
+#[tokio::test]
+async fn thousands_of_streams_with_wrong_tokens_are_each_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cp = ControlPlane::start(dir.path(), &[], &[]).await.unwrap();
+    let token = cp.api.dataplane_token("default", "good").await.unwrap();
+    let channel = streams::connect(cp.dp_port).await.unwrap();
+    for round in 0..20 {
+        let tasks: Vec<_> = (0..100)
+            .map(|n| {
+                let (channel, token) = (channel.clone(), token.clone());
+                // A token of somebody else, or none at all; meshes that do not exist.
+                let mut dp = dataplane(&format!("bad-{n}"));
+                if n % 3 == 0 {
+                    dp["mesh"] = format!("mesh-{round}-{n}").into();
+                }
+                tokio::spawn(async move {
+                    let mut stream = AdsStream::open(&channel, &dp, (n % 2 == 0).then_some(token.as_str())).await?;
+                    stream.next().await.map(drop)
+                })
+            })
+            .collect();
+        for task in tasks {
+            let status = task.await.unwrap().expect_err("refused");
+            assert_eq!(status.code(), tonic::Code::Unauthenticated, "{status}");
+            assert!(status.message().starts_with("authentication failed: "), "{status}");
+        }
+    }
+    let mut good = AdsStream::open(&channel, &dataplane("good"), Some(&token)).await.unwrap();
+    good.next().await.unwrap().expect("a configuration on the same connection");
+    assert_eq!(cp.api.get("/meshes/default/dataplanes").await.unwrap().json().unwrap()["total"], 1);
+    assert!(cp.process.is_running());
+}
+
+#[tokio::test]
+async fn clients_that_say_nothing_or_little_hold_no_connection() {
+    let dir = tempfile::tempdir().unwrap();
+    let cp = ControlPlane::start(dir.path(), &[], &[]).await.unwrap();
+    // Silent after TLS; silent before it; a body that does not come.
+    let mut silent = streams::tls(cp.dp_port, "h2").await.unwrap();
+    let mut half_open = tokio::net::TcpStream::connect(("127.0.0.1", cp.dp_port)).await.unwrap();
+    let mut slow = streams::tls(cp.dp_port, "http/1.1").await.unwrap();
+    slow.write_all(b"POST /bootstrap HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{\"mesh\": ").await.unwrap();
+    let end = Duration::from_secs(20);
+    let (mut a, mut b, mut c) = (Vec::new(), Vec::new(), [0; 12]);
+    let (silent, half_open, slow) = tokio::join!(
+        tokio::time::timeout(end, silent.read_to_end(&mut a)),
+        tokio::time::timeout(end, half_open.read_to_end(&mut b)),
+        tokio::time::timeout(end, slow.read_exact(&mut c)),
+    );
+    assert!(silent.is_ok() && half_open.is_ok(), "both connections ended");
+    slow.expect("an answer").unwrap();
+    assert_eq!(String::from_utf8_lossy(&c), "HTTP/1.1 408");
 }

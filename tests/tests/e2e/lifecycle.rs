@@ -1,6 +1,9 @@
 //! Start, stop, and everything that can be wrong with a start.
 
-use ikada_tests::process::{ControlPlane, Process, free_port, program};
+use ikada_tests::{
+    process::{ControlPlane, Process, eventually, free_port, program},
+    streams::{self, AdsStream},
+};
 use nix::sys::signal::Signal;
 use serde_json::json;
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command, time::Duration};
@@ -199,4 +202,44 @@ async fn bundle_is_stored_verbatim_and_only_into_an_empty_store() {
     c.args(["--load", &load]);
     let (_, line) = refusal(dir.path(), c).await;
     assert!(line.contains("document 1") && line.contains("Nonsense"), "{line}");
+}
+
+#[tokio::test]
+async fn a_stop_with_many_streams_is_quick_and_tells_their_end() {
+    const STREAMS: usize = 200;
+    let dir = tempfile::tempdir().unwrap();
+    // Proxies that were deregistered would be gone at once.
+    let env = [("KUMA_DP_SERVER_AUTHN_DP_PROXY_TYPE", "none"), ("KUMA_XDS_DATAPLANE_DEREGISTRATION_DELAY", "0s")];
+    let mut cp = ControlPlane::start(dir.path(), &env, &[]).await.unwrap();
+    let mut open = Vec::new();
+    let channels = [streams::connect(cp.dp_port).await.unwrap(), streams::connect(cp.dp_port).await.unwrap()];
+    for n in 0..STREAMS {
+        let dataplane = json!({"type": "Dataplane", "mesh": "default", "name": format!("dp-{n}"), "networking": {"address": "127.0.0.1",
+            "inbound": [{"port": 1000 + n, "servicePort": 2, "tags": {"kuma.io/service": format!("s-{}", n % 10)}}]}});
+        open.push(AdsStream::open(&channels[n % 2], &dataplane, None).await.unwrap());
+    }
+    for stream in &mut open {
+        stream.next().await.unwrap().expect("a configuration");
+    }
+    let api = cp.api.clone();
+    let online = |open: bool| {
+        let api = api.clone();
+        async move {
+            let Ok(all) = api.get("/meshes/default/dataplane-insights?size=1000").await.and_then(|a| a.json()) else { return false };
+            let closed = |i: &serde_json::Value| i["subscriptions"].as_array().is_some_and(|s| !s.is_empty() && s.iter().all(|s| s.get("disconnectTime").is_some()));
+            all["items"].as_array().is_some_and(|i| i.len() == STREAMS && i.iter().all(|i| closed(i) != open))
+        }
+    };
+    eventually("all insights", LIMIT, || online(true)).await.unwrap();
+
+    let start = std::time::Instant::now();
+    cp.process.signal(Signal::SIGTERM).unwrap();
+    assert!(cp.process.wait(LIMIT).await.unwrap().success(), "{}", cp.process.output());
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    for stream in &mut open {
+        assert!(!matches!(stream.next().await, Ok(Some(_))), "every stream ended");
+    }
+    drop((open, channels));
+    cp.restart().await.unwrap();
+    assert!(online(false).await, "closed in the insight, none deregistered: {}", cp.api.get("/meshes/default/dataplane-insights").await.unwrap().text);
 }
