@@ -57,8 +57,8 @@ impl ServerCertVerifier for Remember {
     }
 }
 
-/// URI SANs of the certificate that a TLS server shows.
-async fn peer_uris(port: u16) -> Vec<String> {
+/// The certificate that a TLS server shows.
+async fn peer_certificate(port: u16) -> ikada_pki::CertInfo {
     let remember = Arc::new(Remember::default());
     let mut config = rustls::ClientConfig::builder().dangerous().with_custom_certificate_verifier(remember.clone()).with_no_client_auth();
     config.alpn_protocols = vec![b"kuma".to_vec()];
@@ -66,7 +66,7 @@ async fn peer_uris(port: u16) -> Vec<String> {
     // Without a client certificate the server ends the connection, after it has shown its own.
     tokio_rustls::TlsConnector::from(Arc::new(config)).connect("server".try_into().unwrap(), stream).await.ok();
     let der = remember.0.lock().unwrap().clone().expect("a certificate");
-    ikada_pki::parse_certificate(&der).unwrap().uris
+    ikada_pki::parse_certificate(&der).unwrap()
 }
 
 fn names(dump: &Value, section: &str, kind: &str) -> Vec<String> {
@@ -100,12 +100,12 @@ async fn two_stock_sidecars(dir: &Path, envoy: &Path, features: Features) {
     assert!(through.is_ok(), "{through:?}\n{}\n{}\n{}", cp.process.output(), web.process.output(), cli.process.output());
     let answer = apps::get(out, "/hello").await.unwrap();
     assert!(answer.body.contains("x-forwarded-client-cert: ") && answer.body.contains("URI=spiffe://default/cli"), "the server sees the client's identity: {}", answer.body);
-    assert_eq!(peer_uris(web_port).await[..2], ["spiffe://default/web".to_owned(), "kuma://kuma.io/protocol/http".to_owned()]);
+    assert_eq!(peer_certificate(web_port).await.uris[..2], ["spiffe://default/web".to_owned(), "kuma://kuma.io/protocol/http".to_owned()]);
 
     // Names and filters of the contract.
     let dump = web.config_dump().await.unwrap();
     let inbound = format!("inbound:127.0.0.1:{web_port}");
-    assert_eq!(names(&dump, "ListenersConfigDump", "dynamic_listeners"), [inbound.clone()]);
+    assert_eq!(names(&dump, "ListenersConfigDump", "dynamic_listeners"), std::slice::from_ref(&inbound));
     assert!(names(&dump, "ClustersConfigDump", "dynamic_active_clusters").contains(&format!("localhost:{}", app.port)));
     let text = dump.to_string();
     for filter in ["envoy.filters.network.rbac", "envoy.filters.network.http_connection_manager", "envoy.filters.http.router"] {
@@ -215,4 +215,36 @@ async fn a_dns_name_is_an_address() {
     let web = StockEnvoy::start(&cp, &envoy, &dir.path().join("web"), &dp, &token, Features::Delta).await.unwrap();
     let through = eventually("a request through the mesh", LIMIT, || async { apps::get(out, "/").await.is_ok_and(|a| a.status == 200 && a.app == "web") }).await;
     assert!(through.is_ok(), "{through:?}\n{}\n{}", cp.process.output(), web.process.output());
+}
+
+#[tokio::test]
+async fn certificates_of_a_few_seconds_are_replaced_under_traffic() {
+    let Some(envoy) = envoy_or_skip("certificates_of_a_few_seconds_are_replaced_under_traffic") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let cp = ControlPlane::start(dir.path(), &[("KUMA_METRICS_DATAPLANE_SUBSCRIPTION_LIMIT", "0")], &[]).await.unwrap();
+    let mut short = mesh("default");
+    short["mtls"]["backends"][0]["dpCert"] = json!({"rotation": {"expiration": "5s"}});
+    cp.api.apply(&short).await.unwrap();
+    cp.api.apply(&permission("Allow")).await.unwrap();
+    let app = App::start("web").await.unwrap();
+    let (port, out) = (free_port().unwrap(), free_port().unwrap());
+    let web = with_outbound(dataplane("web", port, app.port), out, "web", port);
+    let token = cp.api.dataplane_token("default", "web").await.unwrap();
+    let proxy = StockEnvoy::start(&cp, &envoy, &dir.path().join("web"), &web, &token, Features::Delta).await.unwrap();
+    let through = eventually("a request through the mesh", LIMIT, || async { apps::get(out, "/").await.is_ok_and(|a| a.status == 200) }).await;
+    assert!(through.is_ok(), "{through:?}\n{}", proxy.process.output());
+    let first = peer_certificate(port).await.not_after;
+    // Two lives, nothing else happens, every request succeeds.
+    let end = std::time::Instant::now() + Duration::from_secs(10);
+    while std::time::Instant::now() < end {
+        let answer = apps::get(out, "/").await.unwrap();
+        assert_eq!(answer.status, 200, "{}\n{}", answer.body, cp.process.output());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let last = peer_certificate(port).await.not_after;
+    assert!(last > std::time::SystemTime::now() && last > first, "{first:?} {last:?}");
+    // Without insights, too, it can be asked what the connected proxy gets.
+    assert_eq!(cp.api.get("/meshes/default/dataplane-insights").await.unwrap().json().unwrap()["total"], 0);
+    let config = cp.api.get("/meshes/default/dataplanes/web/_config").await.unwrap();
+    assert_eq!(config.status, 200, "{}", config.text);
 }

@@ -237,7 +237,10 @@ fn is_default(setting: &Setting, value: &Value) -> bool {
         Value::String(s) => s == setting.default || (setting.kind == ValueKind::Duration && parse_duration(s).ok() == parse_duration(setting.default).ok()),
         Value::Array(a) => a.is_empty(),
         Value::Null => true,
-        other => other.to_string() == setting.default,
+        other => {
+            let text = other.to_string();
+            text == setting.default
+        }
     }
 }
 

@@ -8,9 +8,13 @@ use ikada_world::World;
 use parking_lot::Mutex;
 use std::{collections::HashMap, sync::Arc, time::SystemTime};
 
+/// Names and versions of secrets.
+type Print = Vec<(Arc<str>, u64)>;
+type Keys = HashMap<Arc<str>, (Print, Arc<VerificationKeys>)>;
+
 /// Parsed verification keys per mesh, kept while the secrets they come from stay the same.
 #[derive(Default)]
-pub struct KeyCache(Mutex<HashMap<Arc<str>, (Vec<(Arc<str>, u64)>, Arc<VerificationKeys>)>>);
+pub struct KeyCache(Mutex<Keys>);
 
 /// Decoded `data` of a secret.
 pub fn secret_data(r: &Resource) -> Option<Vec<u8>> {
@@ -29,7 +33,7 @@ impl KeyCache {
     fn keys(&self, world: &World, mesh: &Arc<str>) -> Arc<VerificationKeys> {
         let prefix = scope(mesh).prefix();
         let secrets: Vec<_> = world.list_in(Kind::Secret, mesh).filter(|s| s.name().starts_with(&prefix)).collect();
-        let print: Vec<_> = secrets.iter().map(|s| (s.key.name.clone(), s.version)).collect();
+        let print: Print = secrets.iter().map(|s| (s.key.name.clone(), s.version)).collect();
         if print.is_empty() {
             // Anybody can name a mesh that does not exist.
             return Arc::new(VerificationKeys::from_secrets(scope(mesh), []));

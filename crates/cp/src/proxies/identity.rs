@@ -15,9 +15,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+/// A CA with the versions of the secrets that hold it.
+type Versioned = (Vec<u64>, Arc<MeshCa>);
+
 /// Parsed CAs by the secrets that hold them, kept while those stay the same.
 #[derive(Default)]
-pub struct CaCache(Mutex<HashMap<Key, (Vec<u64>, Arc<MeshCa>)>>);
+pub struct CaCache(Mutex<HashMap<Key, Versioned>>);
 
 /// A CA and its certificate as proxies get it.
 pub struct MeshCa {

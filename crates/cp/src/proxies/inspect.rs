@@ -1,6 +1,6 @@
 //! What `GET …/_config` shows.
 
-use super::Proxies;
+use super::{Proxies, ProxyId};
 use async_trait::async_trait;
 use ikada_api::{ConfigInspector, InspectError};
 use ikada_envoy::{Generated, ProxyContext, ProxyMetadata, ProxySecrets, config_view, generate, json_patch_diff};
@@ -16,11 +16,18 @@ impl Proxies {
         let context = ProxyContext { world, dataplane, metadata, settings: &settings, secrets: &secrets, include_shadow: shadow };
         generate(&context).map_err(|e| InspectError::Failed(e.to_string()))
     }
+    /// What a proxy said about itself: to this node, else as its insight tells. `None` when it never connected.
+    fn metadata(&self, world: &World, mesh: &str, name: &str) -> Option<ProxyMetadata> {
+        if let Some(proxy) = self.connected(&ProxyId { mesh: mesh.into(), name: name.into() }) {
+            return Some(proxy.metadata.clone());
+        }
+        let insight = world.find(Kind::DataplaneInsight, mesh, name)?;
+        Some(ProxyMetadata::from_json(insight.spec.value().get("metadata").unwrap_or(&Value::Null)))
+    }
     fn view(&self, mesh: &str, name: &str, shadow: bool, include_diff: bool) -> Result<Value, InspectError> {
         let world = self.store.world();
         let dataplane = world.find(Kind::Dataplane, mesh, name).ok_or(InspectError::NotFound)?;
-        let insight = world.find(Kind::DataplaneInsight, mesh, name).ok_or(InspectError::NotFound)?;
-        let metadata = ProxyMetadata::from_json(insight.spec.value().get("metadata").unwrap_or(&Value::Null));
+        let metadata = self.metadata(&world, mesh, name).ok_or(InspectError::NotFound)?;
         let failed = |e: &dyn std::fmt::Display| InspectError::Failed(e.to_string());
         let mut view = config_view(&self.dry_run(&world, dataplane, &metadata, shadow)?).map_err(|e| failed(&e))?;
         if include_diff {

@@ -8,7 +8,7 @@
 //! - [`insight`]: DataplaneInsights, written in batches.
 //! - [`departure`]: what happens after a proxy is gone.
 //! - [`health`]: health discovery: what Envoy finds of the applications next to it.
-//! - [`inspect`]: `_config`.
+//! - [`inspect`], what `_config` shows.
 
 mod auth;
 mod departure;
