@@ -50,19 +50,19 @@ const RUN_EXAMPLES: &str = "Examples:
 /// Arguments of `run`.
 #[derive(clap::Args)]
 pub struct RunArgs {
-    /// Configuration file (YAML, Kuma's structure; `raft:` in place of `store.postgres:`).
+    /// Configuration file (YAML, Kuma's structure; `raft:` in place of `store.postgres:`). KUMA_… and IKADA_… variables win over it.
     #[arg(short, long, value_name = "FILE")]
     config_file: Option<PathBuf>,
-    /// Data directory [default: ./ikada-data; environment: IKADA_DATA_DIR].
+    /// Data directory; wins over raft.dataDir and IKADA_DATA_DIR [default: ./ikada-data].
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Fill an empty store verbatim from a YAML stream of resources.
+    /// Fill the store verbatim from a YAML stream of resources; refused when it is not empty.
     #[arg(long, value_name = "FILE")]
     load: Option<PathBuf>,
     /// Create no default resources, run no background controller, and store dataplanes as written (no zone tag, probed inbounds stay ready).
     #[arg(long)]
     api_only: bool,
-    /// Least level of log lines.
+    /// Which log lines are written: this level and worse.
     #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = ["off", "error", "warn", "info", "debug", "trace"])]
     log_level: String,
     /// Form of log lines.

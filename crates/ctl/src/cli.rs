@@ -154,7 +154,7 @@ pub struct Get {
     /// Mesh of the resources
     #[arg(short, long, default_value = "default")]
     pub mesh: String,
-    /// Output
+    /// Form of the output
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     pub output: Format,
     /// Show one page of this many resources (1 to 1000)
@@ -169,7 +169,7 @@ pub struct Get {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  ikadactl delete mesh demo\n  ikadactl delete meshtimeout slow -m demo")]
 pub struct Delete {
-    /// Type
+    /// Type, singular or plural: mesh, dataplanes, meshtimeouts, ...
     #[arg(value_name = "TYPE")]
     pub kind: String,
     /// Name
@@ -213,7 +213,7 @@ pub enum What {
         #[command(flatten)]
         life: Life,
     },
-    /// Token with which zone proxies identify themselves
+    /// Token with which zone proxies identify themselves (an Ikada control plane does not serve them yet)
     #[command(after_help = "Example:\n  ikadactl generate zone-token --zone east --scope egress --valid-for 720h > zone.token")]
     ZoneToken {
         /// Name of the zone
@@ -240,7 +240,7 @@ pub enum What {
     /// Key that signs tokens, to be stored as a Secret
     #[command(after_help = "Example:\n  echo \"type: GlobalSecret\nname: user-token-signing-key-2\ndata: $(ikadactl generate signing-key)\" | ikadactl apply -f -")]
     SigningKey {
-        /// Output
+        /// Form of the output
         #[arg(long, value_enum, default_value_t = KeyFormat::PemBase64)]
         format: KeyFormat,
     },
@@ -291,7 +291,7 @@ pub enum Inspected {
         /// Only gateways
         #[arg(long)]
         gateway: bool,
-        /// Output
+        /// Form of the output
         #[arg(short, long, value_enum, default_value_t = Format::Table)]
         output: Format,
     },

@@ -5,7 +5,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 /// Runs Envoy as the data plane proxy of an Ikada (or Kuma) mesh.
 #[derive(Debug, Parser)]
-#[command(name = "ikada-dp", disable_help_subcommand = true)]
+#[command(name = "ikada-dp", version, disable_help_subcommand = true)]
 pub struct Cli {
     /// How much is logged
     #[arg(long, global = true, value_enum, default_value_t = LogLevel::Info)]
@@ -68,31 +68,31 @@ pub struct Run {
     #[arg(long, env = "KUMA_CONTROL_PLANE_TLS_SKIP_VERIFY", default_value = "false", default_missing_value = "true", num_args = 0..=1,
           require_equals = true, value_parser = BoolishValueParser::new(), hide_possible_values = true)]
     pub skip_verify: bool,
-    /// Name of a Dataplane that the control plane has already
+    /// Name of a Dataplane that the control plane has already, in place of --dataplane-file
     #[arg(long, env = "KUMA_DATAPLANE_NAME")]
     pub name: Option<String>,
     /// Its mesh [default: default]
     #[arg(long, env = "KUMA_DATAPLANE_MESH")]
     pub mesh: Option<String>,
-    /// Kind of proxy
+    /// Kind of proxy; an Ikada control plane serves only dataplane yet
     #[arg(long, env = "KUMA_DATAPLANE_PROXY_TYPE", value_enum, default_value_t = ProxyType::Dataplane)]
     pub proxy_type: ProxyType,
     /// File with the Dataplane in YAML or JSON, - for standard input
     #[arg(short = 'd', long, env = "KUMA_DATAPLANE_RUNTIME_RESOURCE_PATH", value_name = "FILE", conflicts_with = "dataplane")]
     pub dataplane_file: Option<PathBuf>,
-    /// The Dataplane itself
+    /// The Dataplane itself, in place of a file
     #[arg(long, env = "KUMA_DATAPLANE_RUNTIME_RESOURCE", value_name = "YAML")]
     pub dataplane: Option<String>,
     /// Template variable of the Dataplane (repeatable)
     #[arg(short = 'v', long, value_name = "KEY=VALUE", value_parser = ikada_cli::key_value)]
     pub dataplane_var: Vec<(String, String)>,
-    /// File with the token
+    /// File with the token of this Dataplane (ikadactl generate dataplane-token)
     #[arg(long, env = "KUMA_DATAPLANE_RUNTIME_TOKEN_PATH", value_name = "FILE", conflicts_with = "dataplane_token")]
     pub dataplane_token_file: Option<PathBuf>,
     /// The token itself
     #[arg(long, env = "KUMA_DATAPLANE_RUNTIME_TOKEN", value_name = "JWT", hide_env_values = true)]
     pub dataplane_token: Option<String>,
-    /// How long connections may finish after SIGTERM
+    /// How long connections may finish after SIGTERM or SIGINT; a second signal ends everything at once
     #[arg(long, env = "KUMA_DATAPLANE_DRAIN_TIME", default_value = "30s", value_parser = ikada_cli::duration, value_name = "DURATION")]
     pub drain_time: Duration,
     /// Envoy: a path, or a name that is looked for in PATH, in the working directory and beside this program
@@ -110,7 +110,7 @@ pub struct Run {
     /// Log levels of Envoy's components, e.g. upstream:debug,connection:trace
     #[arg(long, env = "KUMA_DATAPLANE_RUNTIME_ENVOY_COMPONENT_LOG_LEVEL", value_name = "LEVELS")]
     pub envoy_component_log_level: Option<String>,
-    /// Port of this program's own /ready
+    /// Port of this program's own /ready on 127.0.0.1; every proxy of a machine needs its own
     #[arg(long, env = "KUMA_READINESS_PORT", default_value_t = 9902, value_parser = clap::value_parser!(u16).range(1..))]
     pub readiness_port: u16,
     /// Accepted for compatibility; this version serves no DNS
@@ -174,7 +174,7 @@ impl ProxyType {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  ikada-dp wait --url http://localhost:9902/ready\n  ikada-dp wait --unix-socket /run/web/kuma-envoy-admin.sock --timeout 30s")]
 pub struct Wait {
-    /// Address to ask, on this machine
+    /// Address to ask, on this machine: the proxy's readiness port, or Envoy's admin port where the control plane gives it one
     #[arg(long, default_value = "http://localhost:9901/ready", value_name = "URL")]
     pub url: String,
     /// Ask over this unix socket instead
