@@ -10,6 +10,8 @@ use serde_json::{Map, Value, json};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
+/// Shortest time after which insights of a control plane that is gone are closed.
+const SHORTEST_IDLE: Duration = Duration::from_millis(100);
 /// Insights in one command.
 const BATCH: usize = 500;
 /// The first write of a new stream waits this long for others to join it.
@@ -321,29 +323,35 @@ impl Proxies {
         self.flush_insights().await;
     }
 
-    /// Closes subscriptions of control planes that are gone. Runs once, when a finished process has had time to come back.
+    /// Closes subscriptions of control planes that are gone, when a finished process has had time to come back and its proxies to connect; and
+    /// again after that time, for what the store did not take.
     pub async fn run_finalizer(self: Arc<Self>, stop: CancellationToken) {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(self.options.insights.idle_timeout) => {}
-        }
-        let world = self.store.world();
-        let mut ops = Vec::new();
-        for r in world.list(Kind::DataplaneInsight) {
-            let id = super::ProxyId { mesh: r.key.mesh.clone(), name: r.key.name.clone() };
-            if self.connected(&id).is_some() {
-                continue;
+        let interval = self.options.insights.idle_timeout.max(SHORTEST_IDLE);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(interval) => {}
             }
-            let mut spec = r.spec.value().clone();
-            if close_subscriptions(&mut spec, "", now()) {
-                ops.push(Op::Put(Put { expect: Expect::Version(r.version), ..Put::new(r.key.clone(), r.labels.clone(), Json::from_value(&spec)) }));
+            let world = self.store.world();
+            for r in world.list(Kind::DataplaneInsight) {
+                if stop.is_cancelled() {
+                    return;
+                }
+                let id = ProxyId { mesh: r.key.mesh.clone(), name: r.key.name.clone() };
+                let mut spec = r.spec.value().clone();
+                if self.connected(&id).is_some() || !close_subscriptions(&mut spec, "", now()) {
+                    continue;
+                }
+                let op = Op::Put(Put { expect: Expect::Version(r.version), ..Put::new(r.key.clone(), r.labels.clone(), Json::from_value(&spec)) });
+                match self.store.propose(Command { id: self.store.new_id(), ops: vec![op] }).await {
+                    // Rejected: somebody wrote it meanwhile, so it is looked after.
+                    Ok(_) | Err(ProposeError::Rejected(_)) => {}
+                    Err(error) => {
+                        tracing::warn!(%error, "insights of an earlier control plane are not closed, trying again later");
+                        break;
+                    }
+                }
             }
-        }
-        for op in ops {
-            if stop.is_cancelled() {
-                return;
-            }
-            self.store.propose(Command { id: self.store.new_id(), ops: vec![op] }).await.ok();
         }
     }
 }

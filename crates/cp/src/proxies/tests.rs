@@ -332,6 +332,32 @@ async fn a_stop_closes_every_subscription_and_deregisters_nobody() {
 }
 
 #[tokio::test]
+async fn insights_of_a_control_plane_that_is_gone_are_closed() {
+    let b = Bench::new(Duration::ZERO).await;
+    b.mesh(json!({})).await;
+    let (_one, _two) = (b.connect("one").await, b.connect("two").await);
+    b.proxies.flush_insights().await;
+    // A crash: nothing was closed. One of the proxies comes back.
+    let insights = crate::config::Insights { idle_timeout: Duration::from_millis(100), ..b.proxies.options.insights.clone() };
+    let options = ProxiesOptions { instance_id: "later".into(), insights, ..b.proxies.options.clone() };
+    let later = Proxies::new(b.store.clone(), options, Arc::new(Metrics::default()));
+    let b = Bench { proxies: later, ..b };
+    let _back = b.connect("two").await;
+    b.proxies.flush_insights().await;
+    let stop = CancellationToken::new();
+    b.store.refuses.store(true, Ordering::Relaxed);
+    let finalizer = tokio::spawn(b.proxies.clone().run_finalizer(stop.clone()));
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    b.store.refuses.store(false, Ordering::Relaxed);
+    eventually("closed", LIMIT, || b.subscriptions("one").iter().all(|s| s.get("disconnectTime").is_some())).await;
+    let two = b.subscriptions("two");
+    assert_eq!(two.iter().filter(|s| s.get("disconnectTime").is_none()).count(), 1, "{two:?}");
+    assert!(two.last().is_some_and(|s| s["controlPlaneInstanceId"] == "later" && s.get("disconnectTime").is_none()), "{two:?}");
+    stop.cancel();
+    finalizer.await.unwrap();
+}
+
+#[tokio::test]
 async fn meshes_that_do_not_exist_leave_nothing_in_the_key_cache() {
     let b = Bench::new(Duration::ZERO).await;
     b.mesh(json!({})).await;
