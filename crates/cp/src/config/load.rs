@@ -333,6 +333,16 @@ mod tests {
     }
 
     #[test]
+    fn the_documentation_lists_every_setting_where_it_belongs() {
+        let text = include_str!("../../../../docs/settings.md");
+        let (without, with) = text.split_once("## Accepted without effect").unwrap().1.split_once("## In effect").unwrap();
+        for s in SETTINGS {
+            let row = format!("| `{}` |", s.key);
+            assert_eq!((with.contains(&row), without.contains(&row)), (s.effective, !s.effective), "docs/settings.md: {}", s.key);
+        }
+    }
+
+    #[test]
     fn every_default_parses() {
         let v = Values::load(None, []).unwrap();
         for s in SETTINGS {
