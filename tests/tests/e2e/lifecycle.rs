@@ -94,16 +94,19 @@ async fn acknowledged_writes_survive_kill_9() {
         "spec": {"targetRef": {"kind": "Mesh"}, "to": [{"targetRef": {"kind": "Mesh"}, "default": {"connectionTimeout": "1s"}}]}});
     let mut acknowledged = Vec::new();
     let api = cp.api.clone();
+    let (progress, mut written) = tokio::sync::watch::channel(0);
     let writer = tokio::spawn(async move {
         for n in 0..1000 {
             if api.apply(&timeout(n)).await.is_err() {
                 break;
             }
             acknowledged.push(n);
+            progress.send_replace(n);
         }
         acknowledged
     });
-    tokio::time::sleep(Duration::from_millis(400)).await;
+    // In the middle, however fast the disk is.
+    written.wait_for(|n| *n >= 300).await.unwrap();
     cp.process.kill();
     let acknowledged = writer.await.unwrap();
     assert!(!acknowledged.is_empty() && acknowledged.len() < 1000, "killed in the middle: {} of 1000", acknowledged.len());
