@@ -20,12 +20,14 @@ import concurrent.futures
 import fnmatch
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -48,6 +50,21 @@ stopping = threading.Event()
 def die(text):
     print('conformance: ' + text, file=sys.stderr)
     sys.exit(2)
+
+
+def free_port(counter=itertools.count(os.getpid() * 7919), first=10_000, count=22_000):
+    """a port that is free now, from below the kernel's ephemeral ports: no outgoing connection can take it before it is used"""
+    for _ in range(count):
+        port = first + next(counter) % count
+        try:
+            for family, address in ((socket.AF_INET6, '::'), (socket.AF_INET, '0.0.0.0')):
+                with socket.socket(family, socket.SOCK_STREAM) as s:
+                    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    s.bind((address, port))
+            return port
+        except OSError:
+            pass
+    die('no free port between %d and %d' % (first, first + count))
 
 
 def load_runner(corpus):
@@ -108,7 +125,7 @@ class Worker:
 
             def start(self, case, bundle):
                 """False when the process ended at once, which a port taken in between explains"""
-                api, dp = run.free_port(), run.free_port()
+                api, dp = free_port(), free_port()
                 self.data = tempfile.mkdtemp(dir=worker.scratch)
                 self.log = os.path.join(self.data, 'log')
                 self.api, self.dp = 'http://127.0.0.1:%d' % api, 'https://127.0.0.1:%d' % dp
