@@ -174,8 +174,8 @@ impl ProxyType {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  ikada-dp wait --url http://localhost:9902/ready\n  ikada-dp wait --unix-socket /run/web/kuma-envoy-admin.sock --timeout 30s")]
 pub struct Wait {
-    /// Address to ask, on this machine: the proxy's readiness port, or Envoy's admin port where the control plane gives it one
-    #[arg(long, default_value = "http://localhost:9901/ready", value_name = "URL")]
+    /// Address to ask, on this machine: the readiness port of ikada-dp, or Envoy's admin port where the control plane gives it one
+    #[arg(long, default_value = "http://localhost:9902/ready", value_name = "URL")]
     pub url: String,
     /// Ask over this unix socket instead
     #[arg(long, value_name = "FILE")]
