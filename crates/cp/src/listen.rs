@@ -33,6 +33,9 @@ const IDLE: Duration = Duration::from_secs(60);
 /// Interval of HTTP/2 pings, and how long their answer may take (reference: data-plane contract §1.1).
 const PING: Duration = Duration::from_secs(15);
 
+/// Requests at a time on one HTTP/2 connection. Envoy needs two: ADS and health discovery.
+const MAX_STREAMS: u32 = 128;
+
 /// Where a request came from.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer {
@@ -71,7 +74,7 @@ pub struct Options {
     pub tls: Option<Arc<ServerConfig>>,
     /// How long a client may take for the first byte of its first request; over TLS for the whole head, and never less than for the handshake.
     pub first_byte: Duration,
-    /// Connections at a time, of all listeners that share it. Further ones wait in the kernel's queue.
+    /// Connections at a time, of the listeners that share it. Further ones wait in the kernel's queue.
     pub connections: Arc<Semaphore>,
     /// How long open requests may take to end at shutdown.
     pub grace: Duration,
@@ -195,7 +198,7 @@ where
             .timer(TokioTimer::new())
             .keep_alive_interval(PING)
             .keep_alive_timeout(PING)
-            .max_concurrent_streams(1024)
+            .max_concurrent_streams(MAX_STREAMS)
             .max_header_list_size(64 * 1024)
             .serve_connection(io, service)
     );

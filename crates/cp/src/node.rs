@@ -137,7 +137,9 @@ impl Node {
         let metrics = Arc::new(Metrics::default());
         let proxies = Proxies::new(self.store.clone(), self.proxies_options(&instance_id), metrics.clone());
         let ready = Arc::new(AtomicBool::new(false));
-        let connections = Arc::new(Semaphore::new(listen::connection_budget()));
+        // Proxies have their own share: clients of the API cannot take it from them, nor they from an operator.
+        let budget = listen::connection_budget();
+        let (proxy_connections, connections) = (Arc::new(Semaphore::new(budget / 4 * 3)), Arc::new(Semaphore::new(budget / 4)));
 
         let api = ApiOptions { complete_dataplanes: !args.api_only, ..self.api_options(&instance_id) };
         let router = ikada_api::router(ApiState::new(self.store.clone(), Arc::new(Inspector(proxies.clone())), api));
@@ -155,7 +157,8 @@ impl Node {
             let xds = ikada_xds::Options { identifier: instance_id.clone(), nack_backoff: dp.nack_backoff, ..ikada_xds::Options::default() };
             let server = Arc::new(DpServer::new(self.store.clone(), proxies.clone(), c.bootstrap.clone(), c.zone.clone(), xds, &identity));
             let handler = move |request: Request<Incoming>| server.clone().handle(request);
-            let o = options("dp-server", Some(identity.server), dp.read_header_timeout, dp.graceful_shutdown_timeout);
+            let mut o = options("dp-server", Some(identity.server), dp.read_header_timeout, dp.graceful_shutdown_timeout);
+            o.connections = proxy_connections;
             self.tracker.spawn(listen::serve(l, o, handler, self.stop.clone()));
         }
         if let Some(l) = listeners.diagnostics {

@@ -73,7 +73,10 @@ impl Proxies {
             if !idle {
                 // After a change only new names are looked up, so that a storm of registrations asks for each name once.
                 let ask = wanted.iter().filter(|n| due || !known.hosts.contains_key(*n)).cloned().collect();
-                let found = resolve(ask).await;
+                let found = tokio::select! {
+                    () = stop.cancelled() => return,
+                    found = resolve(ask) => found,
+                };
                 let unresolved = self.take_hosts(wanted, &found);
                 for name in unresolved.difference(&reported) {
                     tracing::warn!(name, "the name in a dataplane's address does not resolve: the instance is left out of endpoints");
