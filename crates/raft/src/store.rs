@@ -78,6 +78,7 @@ enum Cache {
 fn open_dir(options: &Options, settings: &Settings) -> Result<Opened, OpenError> {
     let fresh = || Identity { cluster: ClusterId(uuid_v4(&*options.randomness)), node: FIRST_NODE };
     let dir = DataDir::open(options.disk.clone(), &options.data_dir, fresh)?;
+    refuse_lost_log(options, &dir)?;
     let sizes = FileLogOptions { segment_bytes: settings.segment_bytes };
     let log = FileLog::open(options.disk.clone(), &dir.log(), dir.identity(), sizes)?;
     let snapshots = SnapshotStore::open(options.disk.clone(), &dir.snapshots(), dir.identity())?;
@@ -111,6 +112,22 @@ fn open_dir(options: &Options, settings: &Settings) -> Result<Opened, OpenError>
         return Err(StoreError::damaged(&dir.snapshots(), 0, what).into());
     }
     Ok(Opened { dir, log: Arc::new(log), snapshots: Arc::new(snapshots), position, cache, refill })
+}
+
+/// A log that is gone while what was made from it is there was removed by somebody: with a new one every acknowledged write would be
+/// forgotten. The log is made before anything else, so a crash does not leave this behind.
+fn refuse_lost_log(options: &Options, dir: &DataDir) -> Result<(), StoreError> {
+    let names = |path: &Path| options.disk.list(path).map_err(|e| StoreError::io("read", path, e));
+    if dir.created() || names(&dir.log())?.iter().any(|name| name.ends_with(".log")) {
+        return Ok(());
+    }
+    for left in [dir.snapshots(), dir.state()] {
+        if !names(&left)?.is_empty() {
+            let what = format!("the log is gone, while {} still has what was made from it", left.display());
+            return Err(StoreError::damaged(&dir.log(), 0, what));
+        }
+    }
+    Ok(())
 }
 
 fn as_store_error(e: std::io::Error, path: &Path) -> StoreError {
@@ -407,6 +424,25 @@ mod tests {
         let opened = open_dir(options, &Settings::lan()).unwrap();
         let world = &opened.position.world;
         (!opened.refill, format!("{:?} {:?}", world.resource_records().collect::<Vec<_>>(), world.outcome_records().collect::<Vec<_>>()))
+    }
+
+    #[tokio::test]
+    async fn a_removed_log_is_refused_and_nothing_is_made_anew() {
+        let tmp = tempfile::tempdir().unwrap();
+        let options = Options::new(tmp.path().join("a"));
+        fill(&options, 0, 5).await;
+        let log = tmp.path().join("a/log");
+        std::fs::rename(&log, tmp.path().join("kept")).unwrap();
+        for _ in 0..2 {
+            let e = RaftStore::open(options.clone()).await.map(|_| ()).unwrap_err().to_string();
+            assert!(e.contains("the log is gone") && !e.contains('\n'), "{e}");
+            assert!(std::fs::read_dir(&log).unwrap().next().is_none());
+        }
+        std::fs::remove_dir(&log).unwrap();
+        std::fs::rename(tmp.path().join("kept"), &log).unwrap();
+        let store = RaftStore::open(options).await.unwrap();
+        assert_eq!(store.world().len(), 4);
+        store.shutdown().await.unwrap();
     }
 
     #[tokio::test]
