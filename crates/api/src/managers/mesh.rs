@@ -72,7 +72,7 @@ fn backends(mesh: &Mesh) -> &[CaBackend] {
 /// Puts of the CA secrets of builtin backends that are missing. The CA is made anew when either half is.
 async fn ca_secrets(world: &World, name: &str, mesh: &Mesh, now: Timestamp) -> Result<Vec<Op>, ManagerError> {
     let mut ops = Vec::new();
-    for backend in backends(mesh).iter().filter(|b| b.kind == "builtin") {
+    for (i, backend) in backends(mesh).iter().enumerate().filter(|(_, b)| b.kind == "builtin") {
         let cert = Key::new(Kind::Secret, name, &builtin_ca_cert_secret(name, &backend.name));
         let key = Key::new(Kind::Secret, name, &builtin_ca_key_secret(name, &backend.name));
         let (has_cert, has_key) = (world.get(&cert), world.get(&key));
@@ -88,7 +88,14 @@ async fn ca_secrets(world: &World, name: &str, mesh: &Mesh, now: Timestamp) -> R
             .filter(|d| !d.is_zero())
             .unwrap_or(ikada_pki::DEFAULT_CA_EXPIRY);
         let mesh_name = name.to_owned();
-        let pair = blocking(move || ikada_pki::builtin_ca(&mesh_name, bits, expiry, system_time(now))).await?;
+        let pair = blocking(move || match ikada_pki::builtin_ca(&mesh_name, bits, expiry, system_time(now)) {
+            // What only making it shows to be wrong with the request.
+            Err(e @ ikada_pki::Error::Time) => Ok(Err(("expiration", e.to_string()))),
+            Err(e @ ikada_pki::Error::RsaBits(_)) => Ok(Err(("RSAbits", e.to_string()))),
+            made => made.map(Ok),
+        })
+        .await?
+        .map_err(|(field, reason)| ManagerError::Invalid(vec![Parameter::new(format!("mtls.backends[{i}].conf.caCert.{field}"), reason)]))?;
         let owner = Key::new(Kind::Mesh, "", name);
         for (k, stored, pem) in [(cert, has_cert, pair.cert_pem), (key, has_key, pair.key_pem)] {
             let expect = stored.map_or(ikada_world::Expect::Absent, |r| ikada_world::Expect::Version(r.version));
@@ -259,6 +266,15 @@ mod tests {
         assert_eq!(policy.label("kuma.io/origin"), Some("zone"));
         let gone = apply(&world, vec![Op::Delete { key: Key::new(Kind::Mesh, "", "m"), expect: Expect::Exists }]);
         assert!(gone.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_ca_that_cannot_be_made_is_the_requests_fault() {
+        for (field, cert) in [("RSAbits", json!({"RSAbits": 16384})), ("expiration", json!({"expiration": "99999999h"}))] {
+            let spec = json!({"mtls": {"backends": [{"name": "ca", "type": "builtin", "conf": {"caCert": cert}}]}});
+            let e = create_mesh(&settings(), &World::empty(), mesh_put(spec, Expect::Absent), NOW).await.unwrap_err();
+            assert!(matches!(&e, ManagerError::Invalid(p) if p[0].field == format!("mtls.backends[0].conf.caCert.{field}")), "{e:?}");
+        }
     }
 
     #[tokio::test]
