@@ -31,11 +31,16 @@ async fn read(source: &str) -> anyhow::Result<Vec<String>> {
     if source.starts_with("http://") || source.starts_with("https://") {
         let client = http_client(source, &ServerTrust::default(), Duration::from_secs(10))?;
         let failed = || format!("cannot fetch {source}");
-        let response = client.get(source).send().await.with_context(failed)?.error_for_status().with_context(failed)?;
-        if response.content_length().is_some_and(|n| n > MAX_INPUT) {
-            bail!("{source} is longer than {MAX_INPUT} bytes");
+        let mut response = client.get(source).send().await.with_context(failed)?.error_for_status().with_context(failed)?;
+        let mut bytes = Vec::new();
+        while let Some(chunk) = response.chunk().await.with_context(failed)? {
+            // What the server announces is no bound.
+            if (bytes.len() + chunk.len()) as u64 > MAX_INPUT {
+                bail!("{source} is longer than {MAX_INPUT} bytes");
+            }
+            bytes.extend_from_slice(&chunk);
         }
-        return Ok(documents(&response.text().await.with_context(failed)?));
+        return Ok(documents(&String::from_utf8(bytes).with_context(failed)?));
     }
     let path = Path::new(source);
     let failed = || format!("cannot read {source}");

@@ -123,6 +123,20 @@ pub fn kind(arg: &str) -> anyhow::Result<Kind> {
     bail!("there is no resource type {arg:?}: {hint}")
 }
 
+/// What to do about a failed connection whose library text does not say it.
+fn hint(reason: &str) -> &'static str {
+    if reason.contains("InvalidContentType") {
+        return " (this port does not speak TLS: use http://)";
+    }
+    if reason.contains("invalid HTTP version") {
+        return " (this port does not speak HTTP; if it speaks TLS, use https://)";
+    }
+    if reason.contains("UnknownIssuer") {
+        return " (name its CA with --ca-cert-file)";
+    }
+    ""
+}
+
 impl Client {
     /// Connects to the control plane that flags and configuration name.
     ///
@@ -186,7 +200,7 @@ impl Client {
             cause = inner;
         }
         let reason = if error.is_timeout() { "no answer in time (--api-timeout)".to_owned() } else { cause.to_string() };
-        anyhow!("cannot reach the control plane at {}: {reason}", self.api.url)
+        anyhow!("cannot reach the control plane at {}: {reason}{}", self.api.url, hint(&reason))
     }
 
     /// GET.
