@@ -136,6 +136,10 @@ fn algorithms_and_key_ids() {
     header.kid = Some("1".into());
     assert!(refused::<DataplaneClaims>(&foreign(&header, &hmac), &keys, now()).contains("must have key id 0"));
 
+    let nothing = VerificationKeys::from_secrets(scope.clone(), [(scope.prefix().as_str(), [].as_slice())]);
+    let anybody = foreign(&Header::new(Algorithm::HS256), &EncodingKey::from_secret(b""));
+    assert!(refused::<DataplaneClaims>(&anybody, &nothing, now()).contains("no signing key with KID 0"));
+
     // The public RSA key must never serve as an HMAC secret: without a serial-0 secret HS256 has no key at all.
     let modern = self::keys(mesh());
     assert!(refused::<DataplaneClaims>(&foreign(&Header::new(Algorithm::HS256), &hmac), &modern, now()).contains("no signing key with KID 0"));

@@ -176,7 +176,8 @@ impl VerificationKeys {
             if private.is_some() && keys.scope.secret_name(&kid) != name {
                 continue;
             }
-            if private == Some(0) {
+            // Anybody can sign with an empty secret.
+            if private == Some(0) && !data.is_empty() {
                 keys.legacy = Some(data.to_vec());
             }
             if let Ok(der) = public_der(data) {
