@@ -2,13 +2,15 @@
 
 use crate::{auth::StaticAccess, gui::Gui, managers};
 use async_trait::async_trait;
-use ikada_model::{Mode, Timestamp};
+use ikada_model::{Key, Mode, Timestamp};
 use ikada_world::Replicator;
 use serde_json::Value;
 use std::{
+    hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
     sync::Arc,
     time::{Duration, SystemTime},
 };
+use tokio::sync::{Mutex, MutexGuard};
 
 /// Settings (`apiServer.*`, `multizone.zone.*`, `access.static.*` and what follows from them).
 #[derive(Clone, Debug)]
@@ -138,6 +140,27 @@ pub trait ConfigInspector: Send + Sync + 'static {
     async fn config(&self, mesh: &str, name: &str, shadow: bool, include_diff: bool) -> Result<Value, InspectError>;
 }
 
+/// Lets the writes of one resource that reach this node through one after another. Each is built from what the one before it left; side by
+/// side all but one would be refused, and each refusal is an entry of the log.
+pub(crate) struct Turns(Vec<Mutex<()>>);
+
+impl Turns {
+    /// Resources that share a slot wait for each other too, which is rare with so many.
+    const SLOTS: usize = 4096;
+    /// Longest wait; then the write takes its chance. A store that hangs must not make a queue.
+    const PATIENCE: Duration = Duration::from_secs(5);
+
+    fn new() -> Self {
+        Turns((0..Self::SLOTS).map(|_| Mutex::new(())).collect())
+    }
+    /// Waits for the turn, which lasts until the guard is dropped.
+    pub(crate) async fn of(&self, key: &Key) -> Option<MutexGuard<'_, ()>> {
+        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(key);
+        let slot = self.0.get(usize::try_from(hash % Self::SLOTS as u64).ok()?)?;
+        tokio::time::timeout(Self::PATIENCE, slot.lock()).await.ok()
+    }
+}
+
 /// Everything a request needs. Cheap to clone.
 #[derive(Clone)]
 pub struct ApiState {
@@ -147,12 +170,13 @@ pub struct ApiState {
     pub inspector: Arc<dyn ConfigInspector>,
     /// Settings.
     pub options: Arc<ApiOptions>,
+    pub(crate) turns: Arc<Turns>,
 }
 
 impl ApiState {
     /// A state.
     pub fn new(replicator: Arc<dyn Replicator>, inspector: Arc<dyn ConfigInspector>, options: ApiOptions) -> Self {
-        ApiState { replicator, inspector, options: Arc::new(options) }
+        ApiState { replicator, inspector, options: Arc::new(options), turns: Arc::new(Turns::new()) }
     }
 }
 

@@ -178,6 +178,7 @@ fn written(status: StatusCode, applied: &Applied, body: &Value) -> Response {
 
 /// `PUT …/{name}`; the kind is writable.
 pub async fn put(state: &ApiState, user: &User, key: &Key, bytes: &[u8], ids: &Ids) -> Result<Response, ApiError> {
+    let _turn = state.turns.of(key).await;
     let mut world = fresh(state, title::FIND).await?;
     require_mesh(&world, key.kind, &key.mesh)?;
     let decoded = decode_body(key.kind, bytes)?;
@@ -202,6 +203,7 @@ pub async fn put(state: &ApiState, user: &User, key: &Key, bytes: &[u8], ids: &I
 
 /// `DELETE …/{name}`; the kind is writable.
 pub async fn delete(state: &ApiState, user: &User, key: &Key, ids: &Ids) -> Result<Response, ApiError> {
+    let _turn = state.turns.of(key).await;
     for attempt in 0.. {
         let world = fresh(state, title::DELETE).await?;
         require_mesh(&world, key.kind, &key.mesh)?;

@@ -61,6 +61,8 @@ impl Replicator for LocalReplicator {
         if let Some(e) = self.failures.lock().unwrap().pop() {
             return Err(e);
         }
+        // As with a real store, others go on between the world that a write was built from and its application.
+        tokio::task::yield_now().await;
         let mut world = self.world.lock().unwrap();
         let index = world.index() + 1;
         let (next, changes, outcome) = world.apply(EntryMeta { index, time: ikada_api::now() }, &command);

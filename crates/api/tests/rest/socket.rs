@@ -78,7 +78,7 @@ async fn bodies_that_do_not_come() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn writers_of_the_same_resource_all_get_an_answer() {
+async fn writers_of_the_same_resource_all_succeed() {
     let app = std::sync::Arc::new(App::started(ApiOptions::default()).await);
     let tasks: Vec<_> = (0..64)
         .map(|i| {
@@ -94,7 +94,7 @@ async fn writers_of_the_same_resource_all_get_an_answer() {
     for t in tasks {
         match t.await.unwrap() {
             201 => created += 1,
-            200 | 409 => {}
+            200 => {}
             other => panic!("status {other}"),
         }
     }
