@@ -240,7 +240,7 @@ impl Machine {
         self.snapshot.as_ref().map(|s| s.digest())
     }
 
-    /// When [`next`](Self::next) may have something without a new request or snapshot.
+    /// When [`next`](Self::next), which had nothing at `now`, may have something without a new request or snapshot. To be asked with the same `now`.
     pub fn wake_at(&self, now: Instant) -> Option<Instant> {
         let holds = self.types.values().filter_map(|t| t.hold_until);
         let grace = if self.expected_endpoints.is_empty() { None } else { self.expected_until };

@@ -196,11 +196,12 @@ impl<P: Protocol, S: Session> Stream<'_, P, S> {
         let ended = handle.ended();
         tokio::pin!(ended);
         loop {
-            if let Err(end) = self.send() {
-                return end;
-            }
+            let next = match self.send() {
+                Ok(next) => next,
+                Err(end) => return end,
+            };
             let unread = self.unread_since.is_some();
-            let wake = self.wake_at();
+            let wake = self.wake_at(next);
             tokio::select! {
                 message = requests.message() => match message {
                     Ok(Some(request)) => {
@@ -233,12 +234,13 @@ impl<P: Protocol, S: Session> Stream<'_, P, S> {
         }
     }
 
-    /// Sends what can be sent now.
-    fn send(&mut self) -> Result<(), End> {
+    /// Sends what can be sent now. Returns when there may be more without a request or snapshot, seen from the very moment at which there was nothing:
+    /// a hold that ends between two looks at the clock would be waited for by neither. `None` also while the transport is busy, which wakes by itself.
+    fn send(&mut self) -> Result<Option<Instant>, End> {
         loop {
             let permit = match self.tx.try_reserve() {
                 Ok(permit) => permit,
-                Err(TrySendError::Full(())) => return Ok(()),
+                Err(TrySendError::Full(())) => return Ok(None),
                 Err(TrySendError::Closed(())) => return Err((CloseReason::Client(String::new()), None)),
             };
             self.unread_since = None;
@@ -247,7 +249,7 @@ impl<P: Protocol, S: Session> Stream<'_, P, S> {
                 if let Some(digest) = self.machine.synced() {
                     self.session.on_synced(digest);
                 }
-                return Ok(());
+                return Ok(self.machine.wake_at(now));
             };
             permit.send(Ok(P::frame(&out, &self.options.identifier)));
             self.unread_since = Some(now);
@@ -284,9 +286,9 @@ impl<P: Protocol, S: Session> Stream<'_, P, S> {
         Ok(())
     }
 
-    fn wake_at(&self) -> Option<Instant> {
+    fn wake_at(&self, next: Option<Instant>) -> Option<Instant> {
         let unread = self.unread_since.map(|since| since + self.options.write_timeout);
-        [self.machine.wake_at(Instant::now()), self.machine.overdue_at(), unread].into_iter().flatten().min()
+        [next, self.machine.overdue_at(), unread].into_iter().flatten().min()
     }
 
     fn on_time(&mut self) -> Result<(), End> {

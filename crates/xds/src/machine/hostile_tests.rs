@@ -114,8 +114,10 @@ fn run(variant: Variant, ops: Vec<Op>) -> Result<(), TestCaseError> {
             removed.dedup();
             prop_assert_eq!(removed.len(), out.removed.len(), "removed twice");
         }
-        if let Some(at) = m.wake_at(now) {
-            prop_assert!(at > now);
+        // Nothing waits for a time that nobody wakes it at.
+        match m.wake_at(now) {
+            Some(at) => prop_assert!(at > now),
+            None => prop_assert!(m.next(now + Duration::from_secs(3600)).is_none(), "comes with time, but nothing wakes the stream"),
         }
         for t in m.types.values() {
             prop_assert!(t.pending.is_some() == outstanding.contains_key(t.type_url()), "pending of {}", t.type_url());
