@@ -3,7 +3,11 @@
 use crate::spec::{Match, Tags};
 use ikada_model::{Kind, Kri, Resource};
 use serde_json::Value;
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
 
 /// An inbound, zone-proxy or gateway listener.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -49,6 +53,8 @@ pub struct SubsetRule {
     pub conf: Arc<Value>,
     /// Distinct policies that contributed, weakest first.
     pub origins: Vec<Arc<Resource>>,
+    /// Indexes of the items that contributed, among all items of the list: the more, the more is known about the clients of the subset.
+    pub items: BTreeSet<usize>,
     /// MeshHTTPRoute: by hash of a rule's `matches`, the policy that contributed it last.
     pub origin_by_matches: BTreeMap<String, Arc<Resource>>,
 }

@@ -77,9 +77,9 @@ pub(crate) fn with_negations(items: &[TagItem], disable_cliques: bool) -> Result
     let mut rules = Vec::new();
     let mut budget = MAX_SUBSETS;
     for (_, group) in &groups {
-        let members: Vec<&TagItem> = group.iter().filter_map(|i| items.get(*i)).collect();
+        let members: Vec<(usize, &TagItem)> = group.iter().filter_map(|i| Some((*i, items.get(*i)?))).collect();
         for subset in partition(&members, &mut budget).ok_or_else(too_many)? {
-            let relevant: Vec<&TagItem> = members.iter().copied().filter(|i| item_contains(&i.tags, &subset)).collect();
+            let relevant: Vec<(usize, &TagItem)> = members.iter().copied().filter(|(_, i)| item_contains(&i.tags, &subset)).collect();
             push_rules(&mut rules, subset, &relevant);
         }
     }
@@ -110,7 +110,7 @@ pub(crate) fn without_negations(items: &[TagItem], disable_cliques: bool) -> Res
             relevant.extend(&everyone);
             relevant.sort_unstable();
         }
-        let relevant: Vec<&TagItem> = relevant.iter().filter_map(|i| items.get(*i)).collect();
+        let relevant: Vec<(usize, &TagItem)> = relevant.iter().filter_map(|i| Some((*i, items.get(*i)?))).collect();
         let subset = item.tags.iter().map(|(k, v)| SubsetTag { key: k.clone(), value: v.clone(), not: false }).collect();
         push_rules(&mut rules, subset, &relevant);
     }
@@ -121,26 +121,27 @@ pub(crate) fn without_negations(items: &[TagItem], disable_cliques: bool) -> Res
 /// The rule of kinds with one `default`.
 pub(crate) fn single(items: &[TagItem]) -> Option<SubsetRule> {
     let mut rules = Vec::new();
-    push_rules(&mut rules, Vec::new(), &items.iter().collect::<Vec<_>>());
+    push_rules(&mut rules, Vec::new(), &items.iter().enumerate().collect::<Vec<_>>());
     rules.pop()
 }
 
-fn push_rules(rules: &mut Vec<SubsetRule>, subset: Vec<SubsetTag>, relevant: &[&TagItem]) {
-    let (Some(_), Some(kind)) = (relevant.first(), relevant.first().map(|i| i.policy.kind())) else { return };
+fn push_rules(rules: &mut Vec<SubsetRule>, subset: Vec<SubsetTag>, relevant: &[(usize, &TagItem)]) {
+    let Some(kind) = relevant.first().map(|(_, i)| i.policy.kind()) else { return };
     let mut seen = BTreeSet::new();
-    let origins: Vec<Arc<Resource>> = relevant.iter().filter(|i| seen.insert(&i.policy.key)).map(|i| i.policy.clone()).collect();
+    let origins: Vec<Arc<Resource>> = relevant.iter().filter(|(_, i)| seen.insert(&i.policy.key)).map(|(_, i)| i.policy.clone()).collect();
     let mut origin_by_matches = BTreeMap::new();
-    for i in relevant {
+    for (_, i) in relevant {
         for hash in crate::http_route::hashes(kind, &i.conf) {
             origin_by_matches.insert(hash, i.policy.clone());
         }
     }
-    let confs: Vec<Arc<Value>> = relevant.iter().map(|i| i.conf.clone()).collect();
+    let confs: Vec<Arc<Value>> = relevant.iter().map(|(_, i)| i.conf.clone()).collect();
     for conf in conf_list(kind, &confs) {
         rules.push(SubsetRule {
             subset: subset.clone(),
             conf,
             origins: origins.clone(),
+            items: relevant.iter().map(|(at, _)| *at).collect(),
             origin_by_matches: origin_by_matches.clone(),
         });
     }
@@ -160,9 +161,9 @@ fn item_contains(item: &Tags, subset: &[SubsetTag]) -> bool {
 }
 
 /// All subsets that the tags of a group make, in the order of an odometer whose first wheel turns fastest. `None`: over the budget.
-fn partition(members: &[&TagItem], budget: &mut usize) -> Option<Vec<Vec<SubsetTag>>> {
+fn partition(members: &[(usize, &TagItem)], budget: &mut usize) -> Option<Vec<Vec<SubsetTag>>> {
     let mut dims: BTreeMap<&String, BTreeSet<&String>> = BTreeMap::new();
-    for (k, v) in members.iter().flat_map(|i| &i.tags) {
+    for (k, v) in members.iter().flat_map(|(_, i)| &i.tags) {
         dims.entry(k).or_default().insert(v);
     }
     let dims: Vec<(&String, Vec<&String>)> = dims.into_iter().map(|(k, v)| (k, v.into_iter().collect())).collect();
@@ -259,7 +260,7 @@ mod tests {
     #[test]
     fn order_of_the_reference() {
         let items = [item("p", &[], "x"), item("p", &[("s", "orders"), ("v", "v1")], "a"), item("p", &[("s", "orders"), ("v", "v2")], "b")];
-        let members: Vec<&TagItem> = items.iter().collect();
+        let members: Vec<(usize, &TagItem)> = items.iter().enumerate().collect();
         let subsets: Vec<String> = partition(&members, &mut 100)
             .unwrap()
             .iter()
