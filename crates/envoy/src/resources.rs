@@ -261,7 +261,7 @@ pub(crate) struct ResourceSet {
     pub(crate) endpoints: BTreeMap<String, Generated>,
     pub(crate) listeners: BTreeMap<String, ListenerItem>,
     pub(crate) secrets: BTreeMap<String, Secret>,
-    /// Names of secrets that some context refers to.
+    /// Some TLS context refers to the secrets of the mesh.
     pub(crate) uses_mesh_secrets: bool,
 }
 
