@@ -16,7 +16,7 @@ use crate::{
     transparent::{Transparent, virtual_outbounds},
 };
 use ikada_model::{Dataplane, Kind, Mesh, Resource, mesh::MeshServicesMode};
-use ikada_policy::{MatchOptions, match_policies};
+use ikada_policy::{MatchOptions, PolicySpec, match_policies, spec::is_shadow};
 
 /// Everything that one proxy gets, ordered by type (as [`crate::type_urls::ALL`]) and name.
 ///
@@ -35,6 +35,7 @@ pub fn generate_shared(context: &ProxyContext<'_>, shared: &Shared) -> Result<Ve
     if let Some(kind) = [Kind::MeshTLS, Kind::MeshPassthrough].into_iter().find(|k| !matched.of(*k).policies.is_empty()) {
         return Err(frame.unsupported(&format!("a {kind} that applies to it")));
     }
+    readable_permissions(&frame)?;
     let (http_routes, tcp_routes) = (matched.of(Kind::MeshHTTPRoute), matched.of(Kind::MeshTCPRoute));
     for o in outbounds {
         http_route::add(&frame, &mut set, http_routes, &o)?;
@@ -49,6 +50,23 @@ pub fn generate_shared(context: &ProxyContext<'_>, shared: &Shared) -> Result<Ve
     set.finish()
 }
 
+/// Matching leaves out what it cannot read. A policy of these kinds may close what the others open, so without it nothing is generated.
+fn readable_permissions(frame: &Frame<'_>) -> Result<(), GenerateError> {
+    if frame.mtls().is_none() {
+        return Ok(());
+    }
+    let counts = |p: &Resource| frame.context.include_shadow || !is_shadow(p);
+    let lost = [Kind::MeshTrafficPermission, Kind::MeshTLS]
+        .into_iter()
+        .flat_map(|kind| frame.context.world.list_in(kind, frame.mesh_name))
+        .find(|p| counts(p) && p.view::<PolicySpec>().is_none());
+    lost.map_or(Ok(()), |p| Err(unreadable(p)))
+}
+
+fn unreadable(r: &Resource) -> GenerateError {
+    GenerateError::Invalid { resource: r.key.to_string(), message: "its spec cannot be read".into() }
+}
+
 /// What the generators make before any policy: admin, transparent proxying, DNS and inbounds; no outbounds and no secrets.
 pub fn generate_base(context: &ProxyContext<'_>) -> Result<Vec<Generated>, GenerateError> {
     let shared = Shared::default();
@@ -58,10 +76,14 @@ pub fn generate_base(context: &ProxyContext<'_>) -> Result<Vec<Generated>, Gener
 fn frame<'a>(context: &'a ProxyContext<'a>, shared: &'a Shared) -> Result<Frame<'a>, GenerateError> {
     let resource = context.dataplane;
     let mesh_name = resource.mesh();
-    let unreadable = |r: &Resource| GenerateError::Invalid { resource: r.key.to_string(), message: "its spec cannot be read".into() };
     let dataplane = resource.view::<Dataplane>().ok_or_else(|| unreadable(resource))?;
     let stored = context.world.mesh(mesh_name).ok_or_else(|| GenerateError::NoMesh(mesh_name.to_owned()))?;
     let mesh = stored.view::<Mesh>().ok_or_else(|| unreadable(stored))?;
+    // Without the backend the listeners would be open.
+    if let Some(mtls) = mesh.mtls.as_ref().filter(|m| !m.enabled_backend.is_empty() && mesh.enabled_backend().is_none()) {
+        let message = format!("mtls.enabledBackend {:?} is none of mtls.backends", mtls.enabled_backend);
+        return Err(GenerateError::Invalid { resource: stored.key.to_string(), message });
+    }
     let exclusive = mesh.mesh_services.mode == MeshServicesMode::Exclusive;
     let naming = Naming { unified: exclusive && context.metadata.has_feature("feature-unified-resource-naming") };
     let frame = Frame { context, shared, dataplane, mesh_name, mesh, naming };

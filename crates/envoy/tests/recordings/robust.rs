@@ -237,3 +237,25 @@ fn the_same_in_another_process() {
     let line = text.lines().find_map(|l| l.split_once("versions: ").map(|(_, v)| v.to_owned()));
     assert_eq!(line.as_deref(), Some(versions.join(";").as_str()), "{text}");
 }
+
+/// What restricts and cannot be read or found stops generation: to leave it out would open what it closes.
+#[test]
+fn nothing_is_generated_without_what_restricts() {
+    let answer = |enabled: &str, permission: &Value| {
+        let mut w = Filler::default();
+        w.put_raw(&json!({"type": "Mesh", "name": "default",
+            "mtls": {"enabledBackend": enabled, "backends": [{"name": "ca", "type": "builtin"}]}}));
+        w.put(&json!({"type": "Dataplane", "mesh": "default", "name": "web", "networking": {"address": "127.0.0.1",
+            "inbound": [{"port": 80, "servicePort": 8080, "tags": {"kuma.io/service": "web"}}]}}));
+        w.put_raw(permission);
+        run(&w.world(), "web", &ProxyMetadata::from_json(&json!({})), &Shared::default()).map(drop).map_err(|e| e.to_string())
+    };
+    let permission = |deny: &str| {
+        json!({"type": "MeshTrafficPermission", "mesh": "default", "name": "p",
+            "spec": {"rules": [{"default": {}, "matches": [{"spiffeID": {"type": deny, "value": "spiffe://default/db"}}]}]}})
+    };
+    assert_eq!(answer("ca", &permission("Exact")), Ok(()));
+    assert!(answer("ca", &permission("Suffix")).unwrap_err().contains("its spec cannot be read"));
+    assert_eq!(answer("", &permission("Suffix")), Ok(()), "without mTLS permissions say nothing");
+    assert!(answer("gone", &permission("Exact")).unwrap_err().contains("mtls.enabledBackend \"gone\" is none of mtls.backends"));
+}
