@@ -65,7 +65,15 @@ pub(crate) fn with_negations(items: &[TagItem], disable_cliques: bool) -> Result
         .enumerate()
         .map(|(i, (a, _))| distinct.iter().enumerate().filter(|(j, (b, _))| i != *j && can_share(a, b)).map(|(j, _)| j).collect())
         .collect();
-    let groups = if disable_cliques { components(&neighbours) } else { cliques(&neighbours).ok_or_else(too_many)? };
+    // A few dozen items can have millions of groups: what they cost is looked at while they are found.
+    let mut room = MAX_SUBSETS;
+    let mut affordable = |group: &BTreeSet<usize>| {
+        let tags = group.iter().filter_map(|d| distinct.get(*d)).flat_map(|(tags, _)| *tags);
+        let left = subsets(&dimensions(tags)).and_then(|n| room.checked_sub(n));
+        room = left.unwrap_or(0);
+        left.is_some()
+    };
+    let groups = if disable_cliques { components(&neighbours) } else { cliques(&neighbours, &mut affordable).ok_or_else(too_many)? };
     let mut groups: Vec<(String, BTreeSet<usize>)> = groups
         .into_iter()
         .map(|g| {
@@ -160,14 +168,25 @@ fn item_contains(item: &Tags, subset: &[SubsetTag]) -> bool {
     })
 }
 
-/// All subsets that the tags of a group make, in the order of an odometer whose first wheel turns fastest. `None`: over the budget.
-fn partition(members: &[(usize, &TagItem)], budget: &mut usize) -> Option<Vec<Vec<SubsetTag>>> {
+/// Values of each key.
+fn dimensions<'a>(tags: impl Iterator<Item = (&'a String, &'a String)>) -> BTreeMap<&'a String, BTreeSet<&'a String>> {
     let mut dims: BTreeMap<&String, BTreeSet<&String>> = BTreeMap::new();
-    for (k, v) in members.iter().flat_map(|(_, i)| &i.tags) {
+    for (k, v) in tags {
         dims.entry(k).or_default().insert(v);
     }
+    dims
+}
+
+/// Number of subsets that they make: each value of a key, or none of them.
+fn subsets(dims: &BTreeMap<&String, BTreeSet<&String>>) -> Option<usize> {
+    dims.values().try_fold(1usize, |n, values| n.checked_mul(values.len() + 1))
+}
+
+/// All subsets that the tags of a group make, in the order of an odometer whose first wheel turns fastest. `None`: over the budget.
+fn partition(members: &[(usize, &TagItem)], budget: &mut usize) -> Option<Vec<Vec<SubsetTag>>> {
+    let dims = dimensions(members.iter().flat_map(|(_, i)| &i.tags));
+    let total = subsets(&dims)?;
     let dims: Vec<(&String, Vec<&String>)> = dims.into_iter().map(|(k, v)| (k, v.into_iter().collect())).collect();
-    let total = dims.iter().try_fold(1usize, |n, (_, values)| n.checked_mul(values.len() + 1))?;
     *budget = budget.checked_sub(total)?;
     let mut wheels = vec![0usize; dims.len()];
     let mut all = Vec::with_capacity(total);
@@ -211,8 +230,8 @@ fn components(neighbours: &[BTreeSet<usize>]) -> Vec<BTreeSet<usize>> {
     all
 }
 
-/// Maximal cliques (Bron–Kerbosch with a pivot), without recursion. `None`: too much work.
-fn cliques(neighbours: &[BTreeSet<usize>]) -> Option<Vec<BTreeSet<usize>>> {
+/// Maximal cliques (Bron–Kerbosch with a pivot), without recursion. `None`: too much work, or one that is not affordable.
+fn cliques(neighbours: &[BTreeSet<usize>], affordable: &mut impl FnMut(&BTreeSet<usize>) -> bool) -> Option<Vec<BTreeSet<usize>>> {
     let empty = BTreeSet::new();
     let of = |n: usize| neighbours.get(n).unwrap_or(&empty);
     let mut all = Vec::new();
@@ -226,6 +245,9 @@ fn cliques(neighbours: &[BTreeSet<usize>]) -> Option<Vec<BTreeSet<usize>>> {
         let pivot = candidates.union(&excluded).copied().max_by_key(|n| of(*n).intersection(&candidates).count());
         let Some(pivot) = pivot else {
             if !clique.is_empty() {
+                if !affordable(&clique) {
+                    return None;
+                }
                 all.push(clique);
             }
             continue;
@@ -287,5 +309,15 @@ mod tests {
         let tags: Vec<(String, String)> = (0..20).map(|i| (format!("k{i}"), "v".to_owned())).collect();
         let tags: Vec<(&str, &str)> = tags.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         assert!(with_negations(&[item("p", &tags, "x")], false).unwrap_err().contains("subsets"));
+    }
+
+    #[test]
+    fn millions_of_groups_are_refused_at_once() {
+        // One of three values for each of 13 keys: 3^13 groups.
+        let items: Vec<TagItem> =
+            (0..13).flat_map(|k| ["a", "b", "c"].map(|v| item("p", &[(&*format!("k{k}"), v)], "x"))).collect();
+        let start = std::time::Instant::now();
+        assert!(with_negations(&items, false).unwrap_err().contains("subsets"));
+        assert!(start.elapsed() < std::time::Duration::from_secs(2), "{:?}", start.elapsed());
     }
 }
