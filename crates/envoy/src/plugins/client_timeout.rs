@@ -66,10 +66,10 @@ fn effective(rules: &[InboundRule]) -> Vec<Effective<'_>> {
             Some((m.spiffe_id.as_ref()?, m, r)).filter(|_| speaks)
         })
         .collect();
-    // Rules come by specificity; among prefixes the longer is the more specific.
+    // By specificity as all inbound rules; where that is equal, the longer prefix is the more specific.
     kept.sort_by_key(|(id, m, _)| {
         let length = if id.kind == MatchType::Prefix { id.value.len() } else { 0 };
-        (id.kind, std::cmp::Reverse(length), m.sni.is_none())
+        (id.kind, m.sni.is_none(), std::cmp::Reverse(length))
     });
     let mut out: Vec<Effective<'_>> = Vec::new();
     for (id, m, _) in &kept {
@@ -167,6 +167,17 @@ mod tests {
             conf: Arc::new(json!({ "http": conf })),
             origin: RuleOrigin { policy, index: 0 },
         }
+    }
+
+    #[test]
+    fn a_server_name_goes_before_the_length_of_a_prefix() {
+        let rules = [
+            rule((MatchType::Prefix, "spiffe://a/long"), None, json!({"requestTimeout": "1s"})),
+            rule((MatchType::Prefix, "spiffe://a"), Some("s"), json!({"requestTimeout": "2s"})),
+            rule((MatchType::Prefix, "spiffe://a/l"), None, json!({"requestTimeout": "3s"})),
+        ];
+        let ids: Vec<_> = effective(&rules).iter().map(|e| (e.id.value.clone(), e.sni.is_some())).collect();
+        assert_eq!(ids, [("spiffe://a".into(), true), ("spiffe://a/long".into(), false), ("spiffe://a/l".into(), false)]);
     }
 
     #[test]

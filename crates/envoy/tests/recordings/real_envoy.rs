@@ -95,7 +95,9 @@ fn permission(w: &mut Filler, language: &str) {
     let spec = if language == BY_TAGS {
         json!({"from": [{"targetRef": {"kind": "Mesh"}, "default": {"action": "Deny"}},
             {"targetRef": {"kind": "MeshSubset", "tags": {"kuma.io/service": "web", "version": "v1"}}, "default": {"action": "Allow"}},
-            {"targetRef": {"kind": "MeshSubset", "tags": {"version": "v2"}}, "default": {"action": "AllowWithShadowDeny"}}]})
+            {"targetRef": {"kind": "MeshSubset", "tags": {"version": "v2"}}, "default": {"action": "AllowWithShadowDeny"}},
+            {"targetRef": {"kind": "MeshSubset", "tags": {"kuma.io/service": "bad"}}, "default": {"action": "Deny"}},
+            {"targetRef": {"kind": "MeshSubset", "tags": {"kuma.io/service": "worse"}}, "default": {"action": "Deny"}}]})
     } else {
         let id = |t: &str, v: &str| json!({"type": t, "value": v});
         json!({"rules": [{"default": {"deny": [{"spiffeID": id("Exact", "spiffe://a/b")}],
