@@ -151,6 +151,22 @@ mod tests {
         conformance(&|| Box::new(SledState::open(&tmp.path().join("state")).unwrap()), true);
     }
 
+    /// sled never syncs files in `blobs`.
+    #[test]
+    fn large_values_stay_in_the_file_that_is_synced() {
+        let tmp = tempfile::tempdir().unwrap();
+        let s = SledState::open(tmp.path()).unwrap();
+        for n in 1..12 {
+            let names: Vec<String> = (0..n).map(|i| format!("{}{i}-{n}", "k".repeat(60))).collect();
+            let puts: Vec<(&str, usize)> = names.iter().map(|name| (name.as_str(), 150_000 * n)).collect();
+            s.apply(batch(n as u64, &puts, &[])).unwrap();
+        }
+        let blobs: Vec<u64> = std::fs::read_dir(tmp.path().join("blobs")).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).collect();
+        assert_eq!(blobs, []);
+        drop(s);
+        assert_eq!(sizes(&SledState::open(tmp.path()).unwrap()).1.len(), 66);
+    }
+
     #[test]
     fn a_cache_that_cannot_be_read_is_an_error_not_a_panic() {
         let tmp = tempfile::tempdir().unwrap();

@@ -4,8 +4,10 @@
 use super::super::codec::CodecError;
 
 const VERSION: u8 = 1;
-/// sled writes larger values to files that it never syncs, so parts stay well below.
-pub(super) const MAX_PART_BYTES: usize = 60 << 10;
+/// sled writes a node of its tree that has 128 KiB or more to a file that it never syncs. It splits a node above 16 pairs, and merges one of up
+/// to 4 into its neighbour: 21 parts with their keys (below 600 bytes) stay below. Hundreds of names of hundreds of bytes may still make an inner
+/// node as large.
+pub(super) const MAX_PART_BYTES: usize = 4 << 10;
 const HEADER: usize = 7;
 
 pub(super) fn part_key(key: &[u8], part: u16) -> Vec<u8> {

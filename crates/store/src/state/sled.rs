@@ -15,6 +15,7 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 use std::{
+    cell::Cell,
     collections::BTreeMap,
     fs::{self, File},
     io,
@@ -22,12 +23,16 @@ use std::{
     path::{Path, PathBuf},
     sync::mpsc,
     thread,
+    time::Duration,
 };
 
 const TREE: &str = "state";
 const META_TREE: &str = "meta";
 const MARK_KEY: &[u8] = b"mark";
 const CACHE_BYTES: u64 = 64 << 20;
+/// How often, and after which pauses, the lock of an earlier handle is tried again.
+const LOCK_TRIES: u32 = 100;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 const MARK_TAG: Tag = Tag { kind: 0x40, version: 1 };
 
 #[derive(Serialize, Deserialize)]
@@ -134,19 +139,24 @@ struct Db {
     mark: Option<MarkRecordV1>,
     /// First failure; afterwards nothing is tried, since what sled holds is unknown.
     broken: Option<String>,
+    /// Blob files were noticed.
+    warned: Cell<bool>,
 }
 
 impl Db {
     fn open(dir: &Path) -> Result<Db> {
         fs::create_dir_all(dir).map_err(|e| StoreError::io("create", dir, e))?;
-        let db = sled::Config::default()
-            .path(dir)
-            .cache_capacity(CACHE_BYTES)
-            .flush_every_ms(None)
-            .mode(sled::Mode::LowSpace)
-            .temporary(false)
-            .open()
-            .map_err(cache)?;
+        let config =
+            sled::Config::default().path(dir).cache_capacity(CACHE_BYTES).flush_every_ms(None).mode(sled::Mode::LowSpace).temporary(false);
+        let mut tries = LOCK_TRIES;
+        let db = loop {
+            match config.open() {
+                // Only this process may be in the directory; a handle that it dropped lives on until sled's own threads are done with it.
+                Err(e) if tries > 0 && e.to_string().contains("could not acquire lock") => thread::sleep(LOCK_PAUSE),
+                opened => break opened.map_err(cache)?,
+            }
+            tries -= 1;
+        };
         let state = db.open_tree(TREE).map_err(cache)?;
         let meta = db.open_tree(META_TREE).map_err(cache)?;
         let path = dir.join("db");
@@ -156,14 +166,19 @@ impl Db {
             Some(bytes) => Some(codec::decode(MARK_TAG, &bytes).map_err(cache)?),
             None => None,
         };
-        Ok(Db { dir: dir.to_path_buf(), db, state, meta, file, mark, broken: None })
+        Ok(Db { dir: dir.to_path_buf(), db, state, meta, file, mark, broken: None, warned: Cell::new(false) })
     }
 
     fn sync(&self) -> Result<()> {
         self.db.flush().map_err(cache)?;
         self.file.sync_data().map_err(|e| StoreError::io("sync", &self.dir, e))?;
-        if fs::read_dir(self.dir.join("blobs")).is_ok_and(|mut entries| entries.next().is_some()) {
-            tracing::error!("{}: sled wrote a blob file, which it never syncs; the cache is not durable", self.dir.display());
+        let blobs = || fs::read_dir(self.dir.join("blobs")).is_ok_and(|mut entries| entries.next().is_some());
+        if !self.warned.get() && blobs() {
+            self.warned.set(true);
+            tracing::warn!(
+                "{}: sled wrote a blob file, which it never syncs: after a power loss the next start reads snapshot and log",
+                self.dir.display()
+            );
         }
         Ok(())
     }
