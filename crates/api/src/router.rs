@@ -24,6 +24,7 @@ use http::{HeaderValue, Method, StatusCode, header, request::Parts};
 use http_body_util::{BodyExt, Limited};
 use ikada_model::{Key, Kind, Mode};
 use ikada_world::World;
+use serde_json::Value;
 use std::{net::SocketAddr, sync::Arc};
 
 /// Marks requests that came over TLS; the server inserts it. Links then say `https`.
@@ -162,6 +163,18 @@ fn read_at(world: &World, mut r: Response) -> Response {
     r
 }
 
+/// An answer that takes time which grows with the mesh: policies are matched. Off the threads that serve everybody.
+async fn computed(
+    state: &ApiState,
+    user: &User,
+    answer: impl FnOnce(&ApiState, &World, &User) -> Result<Value, ApiError> + Send + 'static,
+) -> Result<Response, ApiError> {
+    let world = fresh(state, title::GET).await?;
+    let (state, user) = (state.clone(), user.clone());
+    let run = move || Ok(read_at(&world, body::json(StatusCode::OK, &answer(&state, &world, &user)?)));
+    tokio::task::spawn_blocking(run).await.map_err(|e| ApiError::internal(title::GET, e))?
+}
+
 async fn dispatch(state: &ApiState, parts: &Parts, body: Body, user: &User, route: Route) -> Result<Response, ApiError> {
     let query = Query::parse(parts.uri.query().unwrap_or(""));
     match route {
@@ -193,20 +206,14 @@ async fn dispatch(state: &ApiState, parts: &Parts, body: Body, user: &User, rout
             Ok(read_at(&world, body::json(StatusCode::OK, &read::one(state, &world, user, &query, (kind, &mesh, &name), true)?)))
         }
         Route::Dataplanes { kind, mesh, name } => {
-            let world = fresh(state, title::GET).await?;
-            Ok(read_at(&world, body::json(StatusCode::OK, &inspect::dataplanes(state, &world, user, &query, (kind, &mesh, &name))?)))
+            computed(state, user, move |state, world, user| inspect::dataplanes(state, world, user, &query, (kind, &mesh, &name))).await
         }
-        Route::Rules { mesh, name } => {
-            let world = fresh(state, title::GET).await?;
-            Ok(read_at(&world, body::json(StatusCode::OK, &inspect::rules(state, &world, user, &mesh, &name)?)))
-        }
+        Route::Rules { mesh, name } => computed(state, user, move |state, world, user| inspect::rules(state, world, user, &mesh, &name)).await,
         Route::DataplanePolicies { mesh, name, part } => {
-            let world = fresh(state, title::GET).await?;
-            Ok(read_at(&world, body::json(StatusCode::OK, &inspect::policies(state, &world, user, (&mesh, &name), &part)?)))
+            computed(state, user, move |state, world, user| inspect::policies(state, world, user, (&mesh, &name), &part)).await
         }
         Route::Layout { mesh, name } => {
-            let world = fresh(state, title::GET).await?;
-            Ok(read_at(&world, body::json(StatusCode::OK, &destinations::layout(state, &world, user, &mesh, &name)?)))
+            computed(state, user, move |state, world, user| destinations::layout(state, world, user, &mesh, &name)).await
         }
         Route::Hostnames { segment, mesh, name } => {
             let world = fresh(state, title::SERVICE).await?;
