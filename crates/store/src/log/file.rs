@@ -174,6 +174,13 @@ impl FileLog {
                 format!("the segment before it is missing: entries below {} are gone", inner.first),
             ));
         }
+        // An entry is written before the record that says it is committed, so it can only be absent because a file is.
+        if let (Some(committed), Some(segment)) = (inner.committed, inner.segments.front())
+            && inner.last().is_none_or(|last| last.index < committed.index)
+        {
+            let what = format!("entries up to {committed} were committed and are gone: are segments before it missing?");
+            return Err(StoreError::damaged(&segment.path, 0, what));
+        }
         // Nothing was changed up to here. From here on nothing that was durable is touched.
         if let (Some(at), Some(segment)) = (cut, inner.segments.back()) {
             tracing::warn!("{}: cutting an incomplete record at byte {at}, it was never acknowledged", segment.path.display());

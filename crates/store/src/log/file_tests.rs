@@ -157,6 +157,29 @@ fn damage_in_a_completed_segment_and_a_missing_segment() {
     assert!(err.contains("the segment before it is missing"), "{err}");
 }
 
+/// What is left has no entry that could show the gap.
+#[test]
+fn a_missing_segment_before_one_without_entries_is_refused() {
+    let disk = scripted(1);
+    let log = open(&disk).unwrap();
+    log.append(&[record(0, 1, 200), record(1, 1, 200)]).unwrap();
+    log.save_committed(Mark { index: 1, term: 1 }).unwrap();
+    for term in 1..150 {
+        log.save_hard_state(HardState { term, voted_for: 1, committed: true }).unwrap();
+    }
+    log.sync().unwrap();
+    drop(log);
+    let names = || disk.list(Path::new("/log")).unwrap().into_iter().filter(|n| n.ends_with(".log")).collect::<Vec<_>>();
+    let mut before = names();
+    before.sort();
+    assert!(before.len() > 2, "{before:?}");
+    assert_eq!(indices(&open(&disk).unwrap()), [(0, 1), (1, 1)]);
+    disk.remove_file(&Path::new("/log").join(&before[before.len() - 2])).unwrap();
+    let err = open(&disk).err().map(|e| e.to_string()).unwrap_or_default();
+    assert!(err.contains("were committed and are gone"), "{err}");
+    assert_eq!(names().len(), before.len() - 1, "what is left stays");
+}
+
 #[test]
 fn another_identity_is_refused() {
     let disk = scripted(1);
