@@ -68,6 +68,11 @@ impl Answer {
         }
         Err(anyhow!(text))
     }
+    /// Whether the control plane says that there is no such resource. An unknown path, as of a wrong address, is 404 too, without its error
+    /// body.
+    pub fn is_absent(&self) -> bool {
+        self.status == StatusCode::NOT_FOUND && serde_json::from_str::<Problem>(&self.body).is_ok_and(|p| !p.title.is_empty())
+    }
     /// As JSON.
     ///
     /// # Errors
@@ -229,6 +234,8 @@ mod tests {
         let old = r#"{"title":"T","details":"D","causes":[{"field":"f","message":"m"}]}"#;
         assert_eq!(error(400, old), "T (D)\n* f: m");
         assert_eq!(error(502, "Bad Gateway\n"), "(502): Bad Gateway");
+        let absent = |body: &str| Answer { status: StatusCode::NOT_FOUND, body: body.to_owned() }.is_absent();
+        assert!(absent(old) && !absent("404: Page Not Found") && !absent("{}"));
     }
 
     #[test]

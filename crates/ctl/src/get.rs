@@ -7,7 +7,7 @@ use crate::{
 };
 use anyhow::{Context, anyhow, bail};
 use ikada_model::{Kind, Scope};
-use reqwest::{Method, StatusCode};
+use reqwest::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, value::RawValue};
 use time::OffsetDateTime;
@@ -101,7 +101,7 @@ pub async fn run(root: &Root, args: &Get) -> anyhow::Result<()> {
         return print_list(total, items, next, args.output, columns);
     };
     let answer = client.get(&item(kind, &args.mesh, name)).await?;
-    if answer.status == StatusCode::NOT_FOUND {
+    if answer.is_absent() {
         match kind.descriptor().scope {
             Scope::Mesh => bail!("No resources found in {} mesh", args.mesh),
             Scope::Global => bail!("No resources found"),
@@ -124,7 +124,7 @@ pub async fn delete(root: &Root, args: &Delete) -> anyhow::Result<()> {
     let kind = kind(&args.kind)?;
     let client = Client::new(root)?;
     let answer = client.call(Method::DELETE, &item(kind, &args.mesh, &args.name), None).await?;
-    if answer.status == StatusCode::NOT_FOUND {
+    if answer.is_absent() {
         bail!("there is no {kind} with name {:?}", args.name);
     }
     answer.ok()?;

@@ -243,6 +243,8 @@ async fn a_tour() {
     assert!(run(&format!("get meshes --token {out}")).await.0);
     let (ok, _, err) = run("get meshes --token a.b.c --address http://127.0.0.1:1").await;
     assert!(!ok && err.starts_with("Error: cannot reach the control plane at http://127.0.0.1:1: "), "{err}");
+    let (ok, _, err) = run(&format!("get mesh default --address {url}/nothing/here")).await;
+    assert!(!ok && err.contains("404: Page Not Found"), "{err}");
     let tls = url.replace("http://", "https://");
     let (ok, _, err) = run(&format!("get meshes --address {tls}")).await;
     assert!(!ok && err.contains("use http://"), "{err}");
