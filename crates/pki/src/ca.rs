@@ -226,10 +226,10 @@ impl Ca {
     /// The identity of a data plane proxy: a P-256 leaf with empty subject and URI SANs `spiffe://<mesh>/<service>` for each service
     /// (sorted), then `kuma://<tag>/<value>` for every tag and value (sorted). `services` are the values of `kuma.io/service`, or the label
     /// `kuma.io/workload` for a proxy without one; `tags` is the proxy's tag set. Key usage keyEncipherment, keyAgreement,
-    /// digitalSignature; extended key usage serverAuth and clientAuth.
+    /// digitalSignature; extended key usage serverAuth and clientAuth. A life beyond the year 9999 ends with the CA's.
     ///
     /// # Errors
-    /// A tag that is not ASCII; a life beyond the year 9999.
+    /// A tag that is not ASCII; a clock before 1970.
     pub fn workload_certificate(
         &self,
         mesh: &str,
@@ -239,7 +239,9 @@ impl Ca {
         now: SystemTime,
     ) -> Result<WorkloadCertificate> {
         let mut params = empty_params();
-        validity(&mut params, now, MESH_SKEW, now.checked_add(expiry).ok_or(Error::Time)?)?;
+        // A life that no certificate can hold must not leave a whole mesh without identities: nothing outlives its CA usefully.
+        let end = now.checked_add(expiry).filter(|end| seconds(*end).is_ok()).unwrap_or(self.info.not_after);
+        validity(&mut params, now, MESH_SKEW, end)?;
         let (not_before, not_after) = (instant(params.not_before), instant(params.not_after));
         for service in services {
             params.subject_alt_names.push(SanType::URI(ascii(&format!("spiffe://{mesh}/{service}"))?));

@@ -72,6 +72,15 @@ fn builtin_ca_has_kumas_shape() {
 }
 
 #[test]
+fn a_life_that_no_certificate_can_hold_ends_with_the_ca() {
+    let ca = Ca::from_pair(ca_pair()).unwrap();
+    for life in [Duration::MAX, Duration::from_secs(9_000 * 365 * 86_400)] {
+        let made = ca.workload_certificate("default", &set(&["web"]), &BTreeMap::new(), life, now()).unwrap();
+        assert_eq!(made.not_after, ca.info().not_after);
+    }
+}
+
+#[test]
 fn rsa_bits_are_rounded_up_and_bounded() {
     let bits = |n| {
         let der = der(&builtin_ca("m", n, HOUR, now()).unwrap().cert_pem);
