@@ -41,6 +41,8 @@ const LOOKUPS: usize = 8;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the name of the xDS host may take to resolve.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Of a refused body this much is read before the connection ends, bytes.
+const MAX_DRAINED: usize = 16 << 20;
 const TEXT: &str = "text/plain; charset=utf-8";
 
 /// The server.
@@ -166,26 +168,36 @@ impl DpServer {
     }
 }
 
-/// The whole body; who announces or sends too much, or a large one while many others do, is told so.
+/// The whole body; who sends too much, or a large one while many others do, is told so. The rest of a refused body is read and thrown away
+/// up to a bound: a client that is still sending when the connection ends does not get to see the answer.
 async fn read_body<B>(mut body: B, large: &Semaphore) -> Result<Bytes, (StatusCode, String)>
 where
     B: hyper::body::Body<Data = Bytes> + Unpin,
 {
     let mut out = BytesMut::new();
-    let mut permit = None;
+    let (mut permit, mut refused, mut total) = (None, None, 0usize);
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| (StatusCode::BAD_REQUEST, "the request could not be read to its end\n".to_owned()))?;
         let Ok(data) = frame.into_data() else { continue };
-        if out.len() + data.len() > MAX_BODY {
-            return Err((StatusCode::PAYLOAD_TOO_LARGE, format!("the request is larger than {MAX_BODY} bytes\n")));
+        total = total.saturating_add(data.len());
+        if refused.is_none() && total > MAX_BODY {
+            permit = None;
+            refused = Some((StatusCode::PAYLOAD_TOO_LARGE, format!("the request is larger than {MAX_BODY} bytes\n")));
+        } else if refused.is_none() && total > SMALL_BODY && permit.is_none() {
+            match large.try_acquire() {
+                Ok(p) => permit = Some(p),
+                Err(_) => refused = Some((StatusCode::SERVICE_UNAVAILABLE, "too many large requests at the moment, try again\n".to_owned())),
+            }
         }
-        if out.len() + data.len() > SMALL_BODY && permit.is_none() {
-            let busy = |_| (StatusCode::SERVICE_UNAVAILABLE, "too many large requests at the moment, try again\n".to_owned());
-            permit = Some(large.try_acquire().map_err(busy)?);
+        if refused.is_none() {
+            out.extend_from_slice(&data);
+        } else if total > MAX_DRAINED {
+            break;
+        } else {
+            out = BytesMut::new();
         }
-        out.extend_from_slice(&data);
     }
-    Ok(out.freeze())
+    refused.map_or_else(|| Ok(out.freeze()), Err)
 }
 
 /// Whether a host is a name (other than `localhost`) whose addresses are all IPv4. A name that does not resolve in time is not.
