@@ -1,8 +1,8 @@
 //! Where the transport between nodes goes. A cluster of one node has no peers, so nobody is ever called.
 
-use crate::types::{SnapshotFile, TypeConfig, Vote};
+use crate::types::{NodeRecord, SnapshotFile, TypeConfig, Vote};
 use openraft::{
-    BasicNode, RaftNetworkFactory, RaftNetworkV2,
+    RaftNetworkFactory, RaftNetworkV2,
     alias::SnapshotOf,
     error::{RPCError, ReplicationClosed, StreamingError, Unreachable},
     network::RPCOption,
@@ -21,7 +21,7 @@ fn unreachable() -> Unreachable<TypeConfig> {
 impl RaftNetworkFactory<TypeConfig> for NoPeers {
     type Network = NoPeers;
 
-    async fn new_client(&mut self, _target: u64, _node: &BasicNode) -> NoPeers {
+    async fn new_client(&mut self, _target: u64, _node: &NodeRecord) -> NoPeers {
         NoPeers
     }
 }

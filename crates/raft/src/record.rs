@@ -1,7 +1,10 @@
 //! The records of this crate: what the payload of a log entry, of a snapshot and of the state cache is. Layouts are a disk format: a
 //! change makes a new version.
 
-use crate::types::{Entry, LogId, Membership, Proposal, log_id, mark};
+use crate::{
+    membership::{Configuration, MAX_MEMBER_TEXT},
+    types::{Entry, LogId, Membership, NodeRecord, Proposal, log_id, mark},
+};
 use bytes::Bytes;
 use ikada_model::Timestamp;
 use ikada_store::{
@@ -12,14 +15,16 @@ use ikada_world::{
     Command, World,
     record::{CommandRecordV1, OutcomeRecordV1, ResourceRecordV1},
 };
-use openraft::{BasicNode, EntryPayload};
+use openraft::EntryPayload;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 const COMMAND: Tag = Tag { kind: 1, version: 1 };
 const BLANK: Tag = Tag { kind: 2, version: 1 };
-const MEMBERSHIP: Tag = Tag { kind: 3, version: 1 };
-const SNAPSHOT: Tag = Tag { kind: 4, version: 1 };
+const MEMBERSHIP_V1: Tag = Tag { kind: 3, version: 1 };
+const MEMBERSHIP: Tag = Tag { kind: 3, version: 2 };
+const SNAPSHOT_V1: Tag = Tag { kind: 4, version: 1 };
+const SNAPSHOT: Tag = Tag { kind: 4, version: 2 };
 pub(crate) const RESOURCE: Tag = Tag { kind: 5, version: 1 };
 pub(crate) const OUTCOME: Tag = Tag { kind: 6, version: 1 };
 const CACHE: Tag = Tag { kind: 7, version: 1 };
@@ -46,23 +51,57 @@ impl From<RecordError> for std::io::Error {
     }
 }
 
-/// Voters of each configuration (two while it changes), and the address of every node.
+/// Most nodes of a membership record; far above any cluster.
+const MAX_NODES: usize = 1024;
+
+/// Voters of each configuration (two while it changes), and the address of every node. Written until nodes had names; only read now.
 #[derive(Serialize, Deserialize)]
 struct MembershipRecordV1 {
     configs: Vec<Vec<u64>>,
     nodes: Vec<(u64, String)>,
 }
 
+/// Voters of each configuration (two while it changes), and every node: id, address, name, whether it wants a vote, newest format.
+#[derive(Serialize, Deserialize)]
+struct MembershipRecordV2 {
+    configs: Vec<Vec<u64>>,
+    nodes: Vec<(u64, String, String, bool, u16)>,
+}
+
+impl From<MembershipRecordV1> for MembershipRecordV2 {
+    fn from(old: MembershipRecordV1) -> Self {
+        // Nothing ever listened at what version 1 has as addresses: there was no transport.
+        let nodes = old.nodes.into_iter().map(|(id, _)| (id, String::new(), String::new(), true, 1)).collect();
+        MembershipRecordV2 { configs: old.configs, nodes }
+    }
+}
+
+/// [`SnapshotRecordV2`] with the older membership; only read.
 #[derive(Serialize, Deserialize)]
 struct SnapshotRecordV1 {
     revision: u64,
     status_revision: u64,
-    /// Index and term of the entry that has the membership.
     membership_at: Option<(u64, u64)>,
     membership: MembershipRecordV1,
 }
 
-/// Whose state cache it is, and its [`SnapshotRecordV1`] as an encoded record.
+#[derive(Serialize, Deserialize)]
+struct SnapshotRecordV2 {
+    revision: u64,
+    status_revision: u64,
+    /// Index and term of the entry that has the membership.
+    membership_at: Option<(u64, u64)>,
+    membership: MembershipRecordV2,
+}
+
+impl From<SnapshotRecordV1> for SnapshotRecordV2 {
+    fn from(old: SnapshotRecordV1) -> Self {
+        let SnapshotRecordV1 { revision, status_revision, membership_at, membership } = old;
+        SnapshotRecordV2 { revision, status_revision, membership_at, membership: membership.into() }
+    }
+}
+
+/// Whose state cache it is, and its [`SnapshotRecordV2`] as an encoded record.
 #[derive(Serialize, Deserialize)]
 struct CacheRecordV1 {
     cluster: [u8; 16],
@@ -80,22 +119,28 @@ pub(crate) fn decode_cache(bytes: &[u8]) -> Result<(Identity, Vec<u8>), RecordEr
     Ok((Identity { cluster: ClusterId(record.cluster), node: record.node }, record.meta))
 }
 
-type Config = openraft::Membership<u64, BasicNode>;
-
-fn membership_record(m: &Config) -> MembershipRecordV1 {
-    MembershipRecordV1 {
+fn membership_record(m: &Configuration) -> MembershipRecordV2 {
+    MembershipRecordV2 {
         configs: m.get_joint_config().iter().map(|c| c.iter().copied().collect()).collect(),
-        nodes: m.nodes().map(|(id, node)| (*id, node.addr.clone())).collect(),
+        nodes: m.nodes().map(|(id, n)| (*id, n.address.clone(), n.name.clone(), n.wants_vote, n.format)).collect(),
     }
 }
 
-fn membership(r: MembershipRecordV1) -> Result<Config, RecordError> {
+fn membership(r: MembershipRecordV2) -> Result<Configuration, RecordError> {
+    let invalid = |what: &str| Err(RecordError::Membership(what.to_owned()));
     if r.configs.is_empty() {
-        return Ok(Config::default());
+        return Ok(Configuration::default());
+    }
+    if r.configs.len() > 2 || r.nodes.len() > MAX_NODES || r.configs.iter().any(|c| c.len() > r.nodes.len()) {
+        return invalid("more nodes than a cluster can have");
+    }
+    if r.nodes.iter().any(|(_, address, name, ..)| address.len() > MAX_MEMBER_TEXT || name.len() > MAX_MEMBER_TEXT) {
+        return invalid("the address or name of a node is too long");
     }
     let configs: Vec<BTreeSet<u64>> = r.configs.into_iter().map(|c| c.into_iter().collect()).collect();
-    let nodes: BTreeMap<u64, BasicNode> = r.nodes.into_iter().map(|(id, addr)| (id, BasicNode { addr })).collect();
-    Config::new(configs, nodes).map_err(|e| RecordError::Membership(e.to_string()))
+    let node = |(id, address, name, wants_vote, format)| (id, NodeRecord { address, name, wants_vote, format });
+    let nodes: BTreeMap<u64, NodeRecord> = r.nodes.into_iter().map(node).collect();
+    Configuration::new(configs, nodes).map_err(|e| RecordError::Membership(e.to_string()))
 }
 
 /// A command with the time of the leader's clock, as it goes into the log.
@@ -125,6 +170,10 @@ pub(crate) fn entry(record: LogRecord) -> Result<Entry, RecordError> {
             EntryPayload::Blank
         }
         MEMBERSHIP => EntryPayload::Membership(membership(codec::decode(MEMBERSHIP, &record.payload)?)?),
+        MEMBERSHIP_V1 => {
+            let old: MembershipRecordV1 = codec::decode(MEMBERSHIP_V1, &record.payload)?;
+            EntryPayload::Membership(membership(old.into())?)
+        }
         Tag { kind, version } => return Err(RecordError::Unknown(kind, version)),
     };
     Ok(Entry { log_id: log_id(record.mark), payload })
@@ -132,7 +181,7 @@ pub(crate) fn entry(record: LogRecord) -> Result<Entry, RecordError> {
 
 /// What a world at a position needs besides its resources and outcomes.
 pub(crate) fn encode_meta(world: &World, at: &LogId, members: &Membership) -> Result<SnapshotMeta, CodecError> {
-    let record = SnapshotRecordV1 {
+    let record = SnapshotRecordV2 {
         revision: world.revision(),
         status_revision: world.status_revision(),
         membership_at: members.log_id().as_ref().map(|id| (id.index, id.leader_id.term)),
@@ -143,7 +192,10 @@ pub(crate) fn encode_meta(world: &World, at: &LogId, members: &Membership) -> Re
 
 /// Revision, status revision and membership.
 pub(crate) fn decode_meta(meta: &[u8]) -> Result<(u64, u64, Membership), RecordError> {
-    let record: SnapshotRecordV1 = codec::decode(SNAPSHOT, meta)?;
+    let record: SnapshotRecordV2 = match codec::tag(meta)? {
+        SNAPSHOT_V1 => codec::decode::<SnapshotRecordV1>(SNAPSHOT_V1, meta)?.into(),
+        _ => codec::decode(SNAPSHOT, meta)?,
+    };
     let at = record.membership_at.map(|(index, term)| log_id(Mark { index, term }));
     Ok((record.revision, record.status_revision, Membership::new(at, membership(record.membership)?)))
 }
@@ -195,14 +247,17 @@ mod tests {
         Command { id: [1; 16], ops: vec![Op::Put(put)] }
     }
 
+    fn configuration() -> Configuration {
+        let node = |id: u64| NodeRecord { address: format!("h{id}:5690"), name: format!("h{id}"), wants_vote: id != 3, format: 1 };
+        Configuration::new(vec![BTreeSet::from([1, 2])], BTreeMap::from([1, 2, 3].map(|id| (id, node(id))))).unwrap()
+    }
+
     #[test]
     fn entries_round_trip() {
         let at = |index| log_id(Mark { index, term: 2 });
         let bytes = encode_command(Timestamp(5), &command()).unwrap();
         assert_eq!(decode_command(&bytes).unwrap(), (Timestamp(5), command()));
-        let members =
-            Config::new(vec![BTreeSet::from([1, 2])], BTreeMap::from([1, 2, 3].map(|id| (id, BasicNode { addr: format!("h{id}") }))))
-                .unwrap();
+        let members = configuration();
         let payloads =
             [EntryPayload::Normal(proposal(bytes, Timestamp(5), command())), EntryPayload::Blank, EntryPayload::Membership(members)];
         for (i, payload) in payloads.into_iter().enumerate() {
@@ -231,11 +286,73 @@ mod tests {
         assert_eq!(bytes, expected);
     }
 
+    /// The bytes of a membership: version 2 as it is written, version 1 as it was.
+    #[test]
+    fn the_layout_of_a_membership_is_frozen() {
+        let at = log_id(Mark { index: 7, term: 2 });
+        let read = |payload: &[u8]| {
+            let entry = entry(LogRecord { mark: mark(&at), payload: Bytes::copy_from_slice(payload) }).unwrap();
+            let EntryPayload::Membership(m) = entry.payload else { panic!("not a membership") };
+            m
+        };
+        let mut expected = vec![0xA7, 3, 2, 0, 1, 2, 1, 2, 3];
+        for id in [1u8, 2, 3] {
+            expected.extend([id, 7, b'h', b'0' + id]);
+            expected.extend(b":5690");
+            expected.extend([2, b'h', b'0' + id, u8::from(id != 3), 1]);
+        }
+        let written = log_record(&Entry { log_id: at, payload: EntryPayload::Membership(configuration()) }).unwrap();
+        assert_eq!(written.payload, expected);
+        assert_eq!(read(&expected), configuration());
+
+        let mut first = vec![0xA7, 3, 1, 0, 1, 1, 1, 1, 1, 9];
+        first.extend(b"localhost");
+        let node = NodeRecord { address: String::new(), name: String::new(), wants_vote: true, format: 1 };
+        assert_eq!(read(&first), Configuration::new(vec![BTreeSet::from([1])], BTreeMap::from([(1, node)])).unwrap());
+    }
+
+    #[test]
+    fn the_layout_of_a_snapshot_description_is_frozen() {
+        let at = log_id(Mark { index: 300, term: 2 });
+        let world = World::restore((300, 9, 8), [], []).unwrap();
+        let members = Membership::new(Some(log_id(Mark { index: 4, term: 1 })), configuration());
+        let mut expected = vec![0xA7, 4, 2, 0, 9, 8, 1, 4, 1, 1, 2, 1, 2, 3];
+        for id in [1u8, 2, 3] {
+            expected.extend([id, 7, b'h', b'0' + id]);
+            expected.extend(b":5690");
+            expected.extend([2, b'h', b'0' + id, u8::from(id != 3), 1]);
+        }
+        let written = encode_meta(&world, &at, &members).unwrap();
+        assert_eq!((written.mark, &written.meta), (mark(&at), &expected));
+        assert_eq!(decode_meta(&expected).unwrap(), (9, 8, members));
+
+        let mut first = vec![0xA7, 4, 1, 0, 9, 8, 1, 0, 1, 1, 1, 1, 1, 1, 9];
+        first.extend(b"localhost");
+        let (revision, status_revision, members) = decode_meta(&first).unwrap();
+        assert_eq!((revision, status_revision), (9, 8));
+        assert_eq!(*members.log_id(), Some(log_id(Mark { index: 0, term: 1 })));
+        assert!(members.voter_ids().eq([1]));
+    }
+
+    #[test]
+    fn impossible_memberships_are_refused() {
+        let record = |configs: Vec<Vec<u64>>, address: usize| {
+            let nodes = vec![(1, "a".repeat(address), String::new(), true, 1)];
+            membership(MembershipRecordV2 { configs, nodes }).map_err(|e| e.to_string())
+        };
+        assert!(record(vec![vec![1]], MAX_MEMBER_TEXT).is_ok());
+        assert!(record(vec![vec![1]], MAX_MEMBER_TEXT + 1).unwrap_err().contains("too long"));
+        assert!(record(vec![vec![1]; 3], 1).unwrap_err().contains("more nodes"));
+        assert!(record(vec![vec![1, 1]], 1).unwrap_err().contains("more nodes"));
+        assert!(record(vec![vec![2]], 1).is_err());
+        assert!(record(vec![vec![]], 1).is_err());
+    }
+
     proptest! {
         #[test]
-        fn garbage_never_panics(mut bytes in proptest::collection::vec(any::<u8>(), 0..400), kind in 0u8..8) {
+        fn garbage_never_panics(mut bytes in proptest::collection::vec(any::<u8>(), 0..400), kind in 0u8..8, version in 1u8..3) {
             if bytes.len() > 4 {
-                bytes[..4].copy_from_slice(&[0xA7, kind, 1, 0]);
+                bytes[..4].copy_from_slice(&[0xA7, kind, version, 0]);
             }
             let _ = entry(LogRecord { mark: Mark { index: 0, term: 0 }, payload: Bytes::from(bytes.clone()) });
             let _ = decode_command(&bytes);

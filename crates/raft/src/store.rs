@@ -9,13 +9,13 @@ use crate::{
     record,
     seam::{Clock, Randomness, uuid_v4},
     settings::Settings,
-    types::{Membership, TypeConfig, mark},
+    types::{Membership, NodeRecord, TypeConfig, mark},
 };
 use async_trait::async_trait;
 use ikada_store::{ClusterId, DataDir, FileLog, FileLogOptions, Identity, LogStore, Mark, SledState, SnapshotStore, StoreError};
 use ikada_world::{Applied, ChangeSet, Command, ProposeError, Replicator, World};
 use openraft::{
-    BasicNode, Raft, RaftMetrics, ReadPolicy, ServerState,
+    Raft, RaftMetrics, ReadPolicy, ServerState,
     async_runtime::watch::WatchReceiver,
     error::{ClientWriteError, LinearizableReadError, RaftError},
 };
@@ -230,7 +230,7 @@ impl RaftStore {
                 self.raft.trigger().elect(false).await.map_err(|e| start(&e))?;
             }
         } else {
-            let members = BTreeMap::from([(me, BasicNode::default())]);
+            let members = BTreeMap::from([(me, NodeRecord::default())]);
             self.raft.initialize(members).await.map_err(|e| start(&e))?;
         }
         self.watch_raft();

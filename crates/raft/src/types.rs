@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use ikada_model::Timestamp;
-use ikada_store::{HardState, Mark, SnapshotMeta};
+use ikada_store::{FORMAT_VERSION, HardState, Mark, SnapshotMeta};
 use ikada_world::{Applied, Command, Rejection};
 use openraft::{
     alias::{EntryOf, LogIdOf, StoredMembershipOf, VoteOf},
@@ -17,7 +17,7 @@ openraft::declare_raft_types!(
         D = Proposal,
         R = Reply,
         NodeId = u64,
-        Node = openraft::BasicNode,
+        Node = NodeRecord,
         Term = u64,
         LeaderId = LeaderId<u64, u64>,
 );
@@ -26,6 +26,21 @@ pub(crate) type Entry = EntryOf<TypeConfig>;
 pub(crate) type LogId = LogIdOf<TypeConfig>;
 pub(crate) type Vote = VoteOf<TypeConfig>;
 pub(crate) type Membership = StoredMembershipOf<TypeConfig>;
+
+/// A node as openraft has it in the membership: [`crate::Member`] without its id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NodeRecord {
+    pub address: String,
+    pub name: String,
+    pub wants_vote: bool,
+    pub format: u16,
+}
+
+impl Default for NodeRecord {
+    fn default() -> Self {
+        NodeRecord { address: String::new(), name: String::new(), wants_vote: true, format: FORMAT_VERSION }
+    }
+}
 
 /// A command as it is in the log. The node that proposed it also has it decoded.
 #[derive(Clone)]
