@@ -199,7 +199,11 @@ async fn dispatch(state: &ApiState, parts: &Parts, body: Body, user: &User, rout
         }
         Route::One { kind, mesh, name } if parts.method == Method::GET => {
             let world = fresh(state, title::GET).await?;
-            Ok(read_at(&world, body::json(StatusCode::OK, &read::one(state, &world, user, &query, (kind, &mesh, &name), false)?)))
+            let mut response = body::json(StatusCode::OK, &read::one(state, &world, user, &query, (kind, &mesh, &name), false)?);
+            if let Some(r) = world.find(kind, &mesh, &name) {
+                response.headers_mut().insert(header::ETAG, write::etag(r.version));
+            }
+            Ok(read_at(&world, response))
         }
         Route::Overview { kind, mesh, name } => {
             let world = fresh(state, title::GET).await?;
@@ -225,9 +229,13 @@ async fn dispatch(state: &ApiState, parts: &Parts, body: Body, user: &User, rout
             write::check_writable(state, kind)?;
             let key = Key::new(kind, &mesh, &name);
             let bytes = if parts.method == Method::PUT { read_body(state, parts, body).await? } else { Bytes::new() };
+            let wanted = write::Precondition::parse(&parts.headers)?;
             let header = parts.headers.get(IDEMPOTENCY_KEY).map(HeaderValue::as_bytes);
-            let ids = write::Ids::new(header, parts.method.as_str(), parts.uri.path(), &bytes);
-            if parts.method == Method::PUT { write::put(state, user, &key, &bytes, &ids).await } else { write::delete(state, user, &key, &ids).await }
+            let ids = write::Ids::new(header, parts.method.as_str(), parts.uri.path(), &bytes, wanted);
+            match parts.method {
+                Method::PUT => write::put(state, user, &key, &bytes, &ids, wanted).await,
+                _ => write::delete(state, user, &key, &ids, wanted).await,
+            }
         }
         Route::Token(kind) => {
             let bytes = read_body(state, parts, body).await?;

@@ -10,7 +10,7 @@ use crate::{
     state::{ApiState, now},
 };
 use axum::response::Response;
-use http::{HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use ikada_model::{
     DecodeError, Decoded, Json, Key, Kind, Mesh, Resource, Violation, Violations, access, decode,
     flat::dataplane::prepare_dataplane,
@@ -32,10 +32,10 @@ pub struct Ids {
 
 impl Ids {
     /// `header` is `Idempotency-Key`. The same key on another request is another command.
-    pub fn new(header: Option<&[u8]>, method: &str, path: &str, body: &[u8]) -> Self {
+    pub fn new(header: Option<&[u8]>, method: &str, path: &str, body: &[u8], wanted: Precondition) -> Self {
         let fixed = header.filter(|h| !h.is_empty()).map(|header| {
             let mut h = Sha256::new();
-            for part in [header, method.as_bytes(), path.as_bytes(), body] {
+            for part in [header, method.as_bytes(), path.as_bytes(), body, format!("{wanted:?}").as_bytes()] {
                 h.update((part.len() as u64).to_le_bytes());
                 h.update(part);
             }
@@ -54,6 +54,68 @@ impl Ids {
     fn given(&self) -> bool {
         self.fixed.is_some()
     }
+}
+
+/// What the client demands of the stored resource (RFC 9110 §13.1.1, §13.1.2); the entity tag of a resource is the revision that wrote it last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precondition {
+    /// Nothing: the last writer wins, as in Kuma.
+    None,
+    /// `If-None-Match: *`: it is to be created.
+    Absent,
+    /// `If-Match: *`: it is to be changed.
+    Exists,
+    /// `If-Match: "<version>"`: it is still as the client read it.
+    Version(u64),
+}
+
+impl Precondition {
+    /// Of a request's headers. Errors for lists of tags, weak tags, and tags that this API never made.
+    pub fn parse(headers: &HeaderMap) -> Result<Self, ApiError> {
+        let text = |k| headers.get(k).map(|v| v.to_str().unwrap_or("").trim());
+        match (text(header::IF_MATCH), text(header::IF_NONE_MATCH)) {
+            (None, None) => Ok(Precondition::None),
+            (None, Some("*")) => Ok(Precondition::Absent),
+            (Some("*"), None) => Ok(Precondition::Exists),
+            (Some(tag), None) => tag
+                .strip_prefix('"')
+                .and_then(|t| t.strip_suffix('"'))
+                .and_then(|t| t.parse().ok())
+                .map(Precondition::Version)
+                .ok_or_else(|| ApiError::bad_request("bad request: \"If-Match\" must be * or one ETag as a GET of the resource shows it")),
+            _ => Err(ApiError::bad_request("bad request: a write takes \"If-Match\" or \"If-None-Match: *\", not both and no tags in the latter")),
+        }
+    }
+    fn holds(self, current: Option<&Resource>) -> bool {
+        match self {
+            Precondition::None => true,
+            Precondition::Absent => current.is_none(),
+            Precondition::Exists => current.is_some(),
+            Precondition::Version(v) => current.is_some_and(|r| r.version == v),
+        }
+    }
+    /// What the store is to check; `None` leaves it to the write, which is built anew after a race.
+    fn expect(self, current: Option<&Resource>) -> Option<Expect> {
+        match self {
+            Precondition::None => None,
+            Precondition::Absent => Some(Expect::Absent),
+            Precondition::Exists => current.is_none().then_some(Expect::Exists),
+            Precondition::Version(v) => Some(Expect::Version(v)),
+        }
+    }
+}
+
+/// Entity tag of a resource at a version.
+pub fn etag(version: u64) -> HeaderValue {
+    HeaderValue::from_str(&format!("\"{version}\"")).unwrap_or_else(|_| HeaderValue::from(version))
+}
+
+fn precondition_failed(title: &str) -> ApiError {
+    ApiError::new(StatusCode::PRECONDITION_FAILED, title, "the resource is not in the state that the precondition demands: read it again")
+}
+
+fn is_unmet(e: &ProposeError) -> bool {
+    matches!(e, ProposeError::Rejected(r) if matches!(r.reason, Reason::Conflict | Reason::AlreadyExists | Reason::NotFound))
 }
 
 fn parameters(violations: impl IntoIterator<Item = Violation>) -> Vec<Parameter> {
@@ -177,7 +239,7 @@ fn written(status: StatusCode, applied: &Applied, body: &Value) -> Response {
 }
 
 /// `PUT …/{name}`; the kind is writable.
-pub async fn put(state: &ApiState, user: &User, key: &Key, bytes: &[u8], ids: &Ids) -> Result<Response, ApiError> {
+pub async fn put(state: &ApiState, user: &User, key: &Key, bytes: &[u8], ids: &Ids, wanted: Precondition) -> Result<Response, ApiError> {
     let _turn = state.turns.of(key).await;
     let mut world = fresh(state, title::FIND).await?;
     require_mesh(&world, key.kind, &key.mesh)?;
@@ -187,13 +249,30 @@ pub async fn put(state: &ApiState, user: &User, key: &Key, bytes: &[u8], ids: &I
     for attempt in 0.. {
         let current = world.get(key).cloned();
         let title = if current.is_some() { title::UPDATE } else { title::CREATE };
-        let (ops, warnings) = build(state, &world, key, &decoded, current.as_deref()).await?;
+        // A repeated request is asked of the store in any case: the first may have made the precondition untrue.
+        if !wanted.holds(current.as_deref()) && !ids.given() {
+            return Err(precondition_failed(title));
+        }
+        let (mut ops, warnings) = build(state, &world, key, &decoded, current.as_deref()).await?;
+        let strict = wanted.expect(current.as_deref());
+        if let Some(expect) = strict {
+            for op in &mut ops {
+                if let Op::Put(p) = op
+                    && p.key == *key
+                {
+                    p.expect = expect;
+                }
+            }
+        }
         match state.replicator.propose(Command { id: ids.id(state, attempt), ops }).await {
             Ok(applied) => {
                 let status = if applied.results.first() == Some(&OpResult::Created) { StatusCode::CREATED } else { StatusCode::OK };
                 let body = if warnings.is_empty() { json!({}) } else { json!({"warnings": warnings}) };
-                return Ok(written(status, &applied, &body));
+                let mut response = written(status, &applied, &body);
+                response.headers_mut().insert(header::ETAG, etag(applied.index));
+                return Ok(response);
             }
+            Err(e) if strict.is_some() && is_unmet(&e) => return Err(precondition_failed(title)),
             Err(e) if is_race(&e) && attempt + 1 < ATTEMPTS => world = fresh(state, title).await?,
             Err(e) => return Err(ApiError::from_store(title, &e)),
         }
@@ -202,13 +281,17 @@ pub async fn put(state: &ApiState, user: &User, key: &Key, bytes: &[u8], ids: &I
 }
 
 /// `DELETE …/{name}`; the kind is writable.
-pub async fn delete(state: &ApiState, user: &User, key: &Key, ids: &Ids) -> Result<Response, ApiError> {
+pub async fn delete(state: &ApiState, user: &User, key: &Key, ids: &Ids, wanted: Precondition) -> Result<Response, ApiError> {
     let _turn = state.turns.of(key).await;
     for attempt in 0.. {
         let world = fresh(state, title::DELETE).await?;
         require_mesh(&world, key.kind, &key.mesh)?;
         state.options.access.resource(user, key.kind).map_err(ApiError::denied)?;
-        let ops = match world.get(key) {
+        let current = world.get(key).cloned();
+        if !wanted.holds(current.as_deref()) && !ids.given() {
+            return Err(if current.is_none() { ApiError::not_found(title::DELETE) } else { precondition_failed(title::DELETE) });
+        }
+        let mut ops = match current.as_deref() {
             Some(r) => {
                 let mut out = Violations::new();
                 labels::validate_delete(&rules(state), key.kind, &r.labels, &mut out);
@@ -221,8 +304,19 @@ pub async fn delete(state: &ApiState, user: &User, key: &Key, ids: &Ids) -> Resu
             None if ids.given() => vec![Op::Delete { key: key.clone(), expect: Expect::Exists }],
             None => return Err(ApiError::not_found(title::DELETE)),
         };
+        let strict = wanted.expect(current.as_deref());
+        if let Some(wanted) = strict {
+            for op in &mut ops {
+                if let Op::Delete { key: k, expect } = op
+                    && k == key
+                {
+                    *expect = wanted;
+                }
+            }
+        }
         match state.replicator.propose(Command { id: ids.id(state, attempt), ops }).await {
             Ok(applied) => return Ok(written(StatusCode::OK, &applied, &json!({}))),
+            Err(e) if strict.is_some() && is_race(&e) => return Err(precondition_failed(title::DELETE)),
             Err(e) if is_race(&e) && attempt + 1 < ATTEMPTS => {}
             Err(e) => return Err(ApiError::from_store(title::DELETE, &e)),
         }

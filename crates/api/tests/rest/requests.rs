@@ -236,6 +236,50 @@ async fn a_repeated_write_is_one_write() {
 }
 
 #[tokio::test]
+async fn preconditions_are_checked_by_the_store() {
+    let app = App::started(ApiOptions::default()).await;
+    let path = "/meshes/default/secrets/s";
+    let send = |method: &'static str, extra: Vec<(&'static str, String)>| {
+        let app = &app;
+        async move {
+            let mut headers = vec![("content-type", "application/json")];
+            headers.extend(extra.iter().map(|(k, v)| (*k, v.as_str())));
+            let body = if method == "PUT" { secret("s").to_string().into_bytes() } else { Vec::new() };
+            app.request(method, path, &headers, body, LOCAL).await
+        }
+    };
+    let tag = |t: &str| vec![("if-match", t.to_owned())];
+    let absent = || vec![("if-none-match", "*".to_owned())];
+    assert_eq!(send("PUT", tag("*")).await.status, 412, "nothing to change yet");
+    assert_eq!(send("PUT", tag("\"1\"")).await.status, 412);
+    let created = send("PUT", absent()).await;
+    assert_eq!(created.status, 201);
+    let first = created.header("etag").to_owned();
+    assert_eq!(app.get(path).await.header("etag"), first);
+    assert_eq!(first, format!("\"{}\"", created.header("ikada-revision")));
+    assert_eq!(send("PUT", absent()).await.status, 412);
+    let second = send("PUT", tag(&first)).await;
+    assert_eq!(second.status, 200);
+    assert_eq!(send("PUT", tag(&first)).await.status, 412, "it was changed in between");
+    assert_eq!(send("PUT", tag("*")).await.status, 200);
+    let current = app.get(path).await.header("etag").to_owned();
+    // Repeated with its key it is still the same write, although its own effect made the condition untrue.
+    let keyed = |t: &str| vec![("if-match", t.to_owned()), ("idempotency-key", "k".to_owned())];
+    let once = send("PUT", keyed(&current)).await;
+    assert_eq!(once.status, 200);
+    let again = send("PUT", keyed(&current)).await;
+    assert_eq!((again.status, again.header("etag")), (200, once.header("etag")));
+    assert_eq!(send("PUT", keyed(&first)).await.status, 412, "another condition is another request");
+    assert_eq!(send("DELETE", tag(&first)).await.status, 412);
+    for bad in ["W/\"1\"", "1", "\"1\", \"2\"", "\"x\""] {
+        assert_eq!(send("PUT", tag(bad)).await.status, 400, "{bad}");
+    }
+    assert_eq!(send("PUT", vec![("if-none-match", "\"1\"".to_owned())]).await.status, 400);
+    assert_eq!(send("DELETE", tag(again.header("etag"))).await.status, 200);
+    assert_eq!(send("DELETE", tag("*")).await.status, 404);
+}
+
+#[tokio::test]
 async fn what_the_store_says() {
     let app = App::started(ApiOptions::default()).await;
     let fail = |e: ProposeError| app.store.failures.lock().unwrap().push(e);
