@@ -22,7 +22,7 @@ mod store;
 mod types;
 
 pub use ikada_store::ClusterId;
-pub use membership::{MAX_MEMBER_TEXT, Member, MemberStatus, MembershipError, Progress, RaftStatus, Role};
+pub use membership::{MAX_MEMBER_TEXT, MAX_PROMOTION_LAG, Member, MemberStatus, MembershipError, Progress, RaftStatus, Role};
 pub use options::{Fatal, OpenError, Options};
 pub use seam::{Clock, OsRandomness, Randomness, SystemClock};
 pub use settings::{Profile, Settings};

@@ -177,6 +177,11 @@ impl RaftLog {
         self.ask(Job::Probe).await.err().map(|e| e.to_string())
     }
 
+    /// Why the log takes no writes at the moment, without trying to change that.
+    pub(crate) fn alarm(&self) -> Option<String> {
+        self.shared.full.lock().as_ref().map(|full| full.message.clone())
+    }
+
     /// Makes everything durable.
     pub(crate) async fn sync(&self) -> Result<(), StoreError> {
         self.ask(Job::Sync).await

@@ -3,13 +3,19 @@
 //! Everything that changes the membership is a request to the leader; elsewhere it answers [`MembershipError::NotLeader`] with the node
 //! to ask.
 
-use crate::types::{NodeRecord, TypeConfig};
-use ikada_store::ClusterId;
-use openraft::ServerState;
-use std::{fmt, time::Duration};
+mod change;
 
-/// Most bytes of a member's address and of its name.
-pub const MAX_MEMBER_TEXT: usize = 255;
+pub use change::{MAX_MEMBER_TEXT, MAX_PROMOTION_LAG};
+
+use crate::{
+    options::Fatal,
+    store::{RaftNode, RaftStore},
+    types::{NodeRecord, TypeConfig},
+};
+use ikada_store::ClusterId;
+use openraft::{Instant, ServerState, async_runtime::watch::WatchReceiver};
+use std::{fmt, sync::Arc, time::Duration};
+use tokio::sync::watch;
 
 /// A node of the cluster, as the replicated membership has it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,7 +28,7 @@ pub struct Member {
     pub name: String,
     /// Becomes a voter when it has caught up; false: stays a learner for good.
     pub wants_vote: bool,
-    /// Newest data format that it understands ([`ikada_store::FORMAT_VERSION`] of its program).
+    /// Newest data format that its program understands.
     pub format: u16,
 }
 
@@ -173,6 +179,14 @@ pub enum MembershipError {
         /// Entries it lacks.
         lag: u64,
     },
+    /// A voter that does not answer would not count for a majority.
+    #[error("node {node} has not answered {}; look whether it runs and is reachable", match .since { Some(ago) => format!("for {:.1} s", ago.as_secs_f64()), None => "yet".to_owned() })]
+    Silent {
+        /// The node.
+        node: u64,
+        /// How long ago the request was sent that it answered last.
+        since: Option<Duration>,
+    },
     /// Another change has not finished.
     #[error("another change of the membership is under way, try again")]
     Busy,
@@ -189,3 +203,65 @@ pub enum MembershipError {
 
 pub(crate) type Configuration = openraft::Membership<u64, NodeRecord>;
 pub(crate) type Metrics = openraft::RaftMetrics<TypeConfig>;
+
+/// What a store keeps for its membership.
+pub(crate) struct Members {
+    /// One change at a time; others wait.
+    turn: Arc<tokio::sync::Mutex<()>>,
+    changed: watch::Sender<()>,
+}
+
+impl Members {
+    /// Starts what follows Raft for the membership; it ends with it.
+    pub(crate) fn start(raft: &RaftNode, closing: &watch::Sender<bool>) -> Members {
+        let changed = watch::channel(()).0;
+        tokio::spawn(change::finish_changes(raft.clone(), closing.subscribe()));
+        let (mut server, tell) = (raft.server_metrics(), changed.clone());
+        tokio::spawn(async move {
+            while server.changed().await.is_ok() {
+                tell.send_replace(());
+            }
+        });
+        Members { turn: Arc::default(), changed }
+    }
+}
+
+impl RaftStore {
+    /// How this node sees the cluster now. Never waits.
+    pub fn status(&self) -> RaftStatus {
+        let metrics = self.raft.metrics().borrow_watched().clone();
+        let membership = &metrics.membership_config;
+        let voters: Vec<u64> = membership.voter_ids().collect();
+        let member = |(id, node): (&u64, &NodeRecord)| MemberStatus {
+            member: Member::of(*id, node),
+            voter: voters.contains(id),
+            progress: change::progress(&metrics, *id),
+        };
+        let mut alarms = Vec::new();
+        alarms.extend(self.fatal.borrow().as_ref().map(Fatal::to_string));
+        alarms.extend(self.log.lock().as_ref().and_then(crate::log::RaftLog::alarm));
+        RaftStatus {
+            cluster: self.identity.cluster,
+            node: self.identity.node,
+            role: Role::of(metrics.state).unwrap_or(Role::Learner),
+            term: metrics.current_term,
+            leader: metrics.current_leader,
+            last_log: metrics.last_log_index.unwrap_or_default(),
+            committed: metrics.local_committed.map_or(0, |at| at.index),
+            applied: metrics.last_applied.map_or(0, |at| at.index),
+            snapshot: metrics.snapshot.map(|at| at.index),
+            members: membership.nodes().map(member).collect(),
+            joint: membership.get_joint_config().len() > 1,
+            last_quorum_ack: metrics.last_quorum_acked.filter(|_| metrics.state.is_leader()).map(|at| at.elapsed()),
+            alarms,
+        }
+    }
+
+    /// Is told when the leader, the role of this node or the membership changed.
+    pub fn watch_status(&self) -> watch::Receiver<()> {
+        self.members.changed.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@ use crate::{
     cache::{self, CacheWriter, Cached, Pending, Position},
     log::RaftLog,
     machine::{Machine, Published, read_snapshot},
+    membership::Members,
     network::NoPeers,
     options::{Fatal, OpenError, Options},
     record,
@@ -38,19 +39,20 @@ const START_DEADLINE: Duration = Duration::from_secs(60);
 /// Most time that a shutdown waits for the disk.
 const SYNC_DEADLINE: Duration = Duration::from_secs(10);
 
-type RaftNode = Raft<TypeConfig, Machine>;
+pub(crate) type RaftNode = Raft<TypeConfig, Machine>;
 
 /// The store of one node.
 pub struct RaftStore {
-    raft: RaftNode,
-    log: Mutex<Option<RaftLog>>,
+    pub(crate) raft: RaftNode,
+    pub(crate) members: Members,
+    pub(crate) log: Mutex<Option<RaftLog>>,
     published: Arc<Published>,
-    identity: Identity,
+    pub(crate) identity: Identity,
     clock: Arc<dyn Clock>,
     randomness: Arc<dyn Randomness>,
-    deadline: Duration,
+    pub(crate) deadline: Duration,
     leads: watch::Sender<bool>,
-    fatal: watch::Sender<Option<Fatal>>,
+    pub(crate) fatal: watch::Sender<Option<Fatal>>,
     closing: watch::Sender<bool>,
     /// Released by a shutdown; the log's writer holds it too, so that nobody opens the directory while it writes.
     dir: Arc<Mutex<Option<DataDir>>>,
@@ -203,6 +205,7 @@ impl RaftStore {
         let machine = Machine { published: published.clone(), position, snapshots, pending, blocking };
         let raft: RaftNode = Raft::new(identity.node, Arc::new(config), NoPeers, log.clone(), machine).await.map_err(|e| start(&e))?;
         let store = Arc::new(RaftStore {
+            members: Members::start(&raft, &closing),
             raft: raft.clone(),
             log: Mutex::new(Some(log)),
             published,
