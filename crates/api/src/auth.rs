@@ -121,6 +121,10 @@ impl StaticAccess {
     pub fn metadata(&self, user: &User) -> Result<(), String> {
         if self.control_plane_metadata.contains(user) { Ok(()) } else { Err(format!("{} cannot access control-plane metadata", who(user))) }
     }
+    /// Everything below `/cluster`: `access.static.adminResources`, as a copy of the cluster has the secrets and a join token opens them.
+    pub fn cluster(&self, user: &User) -> Result<(), String> {
+        if self.admin_resources.contains(user) { Ok(()) } else { Err(format!("{} cannot administer the cluster", who(user))) }
+    }
     /// Making user tokens.
     pub fn user_token(&self, user: &User) -> Result<(), String> {
         if self.generate_user_token.contains(user) { Ok(()) } else { Err("action not allowed".into()) }

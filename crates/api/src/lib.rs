@@ -4,6 +4,7 @@
 
 pub mod auth;
 mod body;
+pub mod cluster;
 mod destinations;
 mod error;
 mod gui;

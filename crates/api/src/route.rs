@@ -114,6 +114,61 @@ pub enum Route {
     Later(&'static str),
     /// `/tokens/…`
     Token(TokenKind),
+    /// `/cluster/…`
+    Cluster(ClusterRoute),
+}
+
+/// What a path below `/cluster` names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClusterRoute {
+    /// `/cluster`
+    Status,
+    /// `/cluster/members`
+    Members,
+    /// `/cluster/members/{id}:promote`; the id as in the path
+    Promote(String),
+    /// `/cluster/members/{id}:remove`
+    Remove(String),
+    /// `/cluster/join-tokens`
+    JoinTokens,
+    /// `/cluster/join-tokens/{id}`
+    JoinToken(String),
+    /// `/cluster/transfer-leader`
+    TransferLeader,
+    /// `/cluster/snapshot`
+    Snapshot,
+    /// `/cluster/tune`
+    Tune,
+}
+
+impl ClusterRoute {
+    fn methods(&self) -> &'static [Method] {
+        match self {
+            ClusterRoute::Status | ClusterRoute::Members | ClusterRoute::Snapshot => &[Method::GET],
+            ClusterRoute::JoinTokens => &[Method::GET, Method::POST],
+            ClusterRoute::JoinToken(_) => &[Method::DELETE],
+            ClusterRoute::Promote(_) | ClusterRoute::Remove(_) | ClusterRoute::TransferLeader | ClusterRoute::Tune => &[Method::POST],
+        }
+    }
+}
+
+/// What follows `/cluster`.
+fn cluster(rest: &[&str]) -> Option<ClusterRoute> {
+    Some(match *rest {
+        [] => ClusterRoute::Status,
+        ["members"] => ClusterRoute::Members,
+        ["members", action] => match action.rsplit_once(':')? {
+            (id, "promote") => ClusterRoute::Promote(id.to_owned()),
+            (id, "remove") => ClusterRoute::Remove(id.to_owned()),
+            _ => return None,
+        },
+        ["join-tokens"] => ClusterRoute::JoinTokens,
+        ["join-tokens", id] => ClusterRoute::JoinToken(id.to_owned()),
+        ["transfer-leader"] => ClusterRoute::TransferLeader,
+        ["snapshot"] => ClusterRoute::Snapshot,
+        ["tune"] => ClusterRoute::Tune,
+        _ => return None,
+    })
 }
 
 impl Route {
@@ -125,6 +180,7 @@ impl Route {
         match self {
             Route::One { .. } => RESOURCE,
             Route::Token(_) => POST,
+            Route::Cluster(route) => route.methods(),
             _ => GET,
         }
     }
@@ -190,6 +246,7 @@ pub fn parse(path: &str, base: &str, user_tokens: bool) -> Option<Route> {
         ["_resources"] => Some(Route::Resources),
         ["_kri", kri] => Some(Route::Kri(own(kri))),
         ["tokens", "dataplane"] => Some(Route::Token(TokenKind::Dataplane)),
+        ["cluster", ref rest @ ..] => cluster(rest).map(Route::Cluster),
         ["tokens", "zone"] => Some(Route::Token(TokenKind::Zone)),
         ["meshes", mesh, plural] => {
             let template = format!("/meshes/{{mesh}}/{plural}");
@@ -295,6 +352,22 @@ mod tests {
         assert_eq!(p("/global-secrets/x"), Some(Route::One { kind: Kind::GlobalSecret, mesh: String::new(), name: "x".into() }));
         assert_eq!(p("/tokens/user"), Some(Route::Token(TokenKind::User)));
         assert_eq!(parse("/tokens/user", "/", false), None);
+    }
+
+    #[test]
+    fn cluster_paths() {
+        let cluster = |path: &str| match p(path) {
+            Some(Route::Cluster(route)) => Some(route),
+            _ => None,
+        };
+        assert_eq!(cluster("/cluster/"), Some(ClusterRoute::Status));
+        assert_eq!(cluster("/cluster/members/3:promote"), Some(ClusterRoute::Promote("3".into())));
+        assert_eq!(cluster("/cluster/members/x:y:remove"), Some(ClusterRoute::Remove("x:y".into())));
+        assert_eq!(cluster("/cluster/join-tokens/a%2Fb"), Some(ClusterRoute::JoinToken("a/b".into())));
+        for unknown in ["/cluster/members/3", "/cluster/members/3:grow", "/cluster/nodes", "/cluster/snapshot/1"] {
+            assert_eq!(p(unknown), None, "{unknown}");
+        }
+        assert_eq!(p("/cluster/tune").unwrap().methods(), [Method::POST]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::{
     auth::{self, User},
-    body,
+    body, cluster,
     destinations,
     error::{ApiError, title},
     gui,
@@ -236,6 +236,11 @@ async fn dispatch(state: &ApiState, parts: &Parts, body: Body, user: &User, rout
                 Method::PUT => write::put(state, user, &key, &bytes, &ids, wanted).await,
                 _ => write::delete(state, user, &key, &ids, wanted).await,
             }
+        }
+        Route::Cluster(route) => {
+            state.options.access.cluster(user).map_err(ApiError::denied)?;
+            let bytes = if parts.method == Method::POST { read_body(state, parts, body).await? } else { Bytes::new() };
+            cluster::answer(state, &parts.method, route, &bytes).await
         }
         Route::Token(kind) => {
             let bytes = read_body(state, parts, body).await?;

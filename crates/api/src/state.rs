@@ -1,6 +1,6 @@
 //! What the API needs from its process.
 
-use crate::{auth::StaticAccess, gui::Gui, managers};
+use crate::{auth::StaticAccess, cluster::ClusterAdmin, gui::Gui, managers};
 use async_trait::async_trait;
 use ikada_model::{Key, Mode, Timestamp};
 use ikada_world::Replicator;
@@ -170,13 +170,20 @@ pub struct ApiState {
     pub inspector: Arc<dyn ConfigInspector>,
     /// Settings.
     pub options: Arc<ApiOptions>,
+    /// `/cluster…`; without it those paths answer 501.
+    pub cluster: Option<Arc<dyn ClusterAdmin>>,
     pub(crate) turns: Arc<Turns>,
 }
 
 impl ApiState {
     /// A state.
     pub fn new(replicator: Arc<dyn Replicator>, inspector: Arc<dyn ConfigInspector>, options: ApiOptions) -> Self {
-        ApiState { replicator, inspector, options: Arc::new(options), turns: Arc::new(Turns::new()) }
+        ApiState { replicator, inspector, options: Arc::new(options), cluster: None, turns: Arc::new(Turns::new()) }
+    }
+    /// With the endpoints of the cluster.
+    #[must_use]
+    pub fn with_cluster(self, cluster: Arc<dyn ClusterAdmin>) -> Self {
+        ApiState { cluster: Some(cluster), ..self }
     }
 }
 

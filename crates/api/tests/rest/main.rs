@@ -1,5 +1,6 @@
 //! The API from outside: through its router over a store in memory, and over a socket.
 
+mod cluster;
 mod common;
 mod corpus;
 mod live;
