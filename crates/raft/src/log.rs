@@ -356,6 +356,10 @@ impl Writer {
         }
         // What only says how far the log is committed or purged may wait for the next sync.
         if failed.is_none() && !(flushed.is_empty() && answers.is_empty()) {
+            let delay = log.sync_delay();
+            if !self.own_thread && !delay.is_zero() {
+                tokio::time::sleep(delay).await;
+            }
             failed = log.sync().err();
         }
         if let Some(e) = &failed {

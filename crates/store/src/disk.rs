@@ -10,6 +10,7 @@ mod scripted;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use real::RealDisk;
 pub use scripted::ScriptedDisk;
@@ -49,6 +50,10 @@ pub trait Disk: Send + Sync + 'static {
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn DiskLock>>>;
     /// Bytes that can still be written to the file system of `path`.
     fn free_space(&self, path: &Path) -> io::Result<u64>;
+    /// How long the caller of a sync has to wait before it, because nothing blocks in a simulation. Zero on every other disk.
+    fn sync_delay(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// An open file. Positions are explicit, so one handle serves a writer and many readers.

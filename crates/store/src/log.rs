@@ -10,7 +10,7 @@ use crate::{
     types::{HardState, Mark},
 };
 use bytes::Bytes;
-use std::ops::Range;
+use std::{ops::Range, time::Duration};
 
 /// Largest payload of one entry in bytes: a [`crate::codec`] record at its limit.
 pub const MAX_RECORD_BYTES: usize = crate::codec::MAX_BODY_BYTES + 4;
@@ -61,6 +61,10 @@ pub trait LogStore: Send + Sync + 'static {
     fn mark_at(&self, index: u64) -> Option<Mark>;
     /// Makes everything so far durable. One sync serves all changes before it.
     fn sync(&self) -> Result<()>;
+    /// How long to wait before a sync, see [`crate::disk::Disk::sync_delay`].
+    fn sync_delay(&self) -> Duration {
+        Duration::ZERO
+    }
     /// Reserves space ahead, so that appends do not meet a full disk. `Full` when there is none.
     fn prepare(&self) -> Result<()>;
     /// Bytes that can be appended without more space from the file system.

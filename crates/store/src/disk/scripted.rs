@@ -7,6 +7,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 /// Unit in which an unsynced write may reach the platter or not, in bytes.
@@ -32,9 +33,10 @@ struct State {
     off_at: Option<u64>,
     capacity: Option<u64>,
     fail_syncs: bool,
+    sync_delay: Duration,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct FileState {
     live: Vec<u8>,
     durable: Vec<u8>,
@@ -119,6 +121,7 @@ impl ScriptedDisk {
             off_at: None,
             capacity: None,
             fail_syncs: false,
+            sync_delay: Duration::ZERO,
         })))
     }
 
@@ -177,6 +180,30 @@ impl ScriptedDisk {
     /// Lets every sync of a file fail.
     pub fn fail_syncs(&self, fail: bool) {
         self.0.lock().fail_syncs = fail;
+    }
+
+    /// Lets every sync of the log take so long, see [`Disk::sync_delay`].
+    pub fn set_sync_delay(&self, delay: Duration) {
+        self.0.lock().sync_delay = delay;
+    }
+
+    /// Whether the power went off, see [`ScriptedDisk::lose_power_after`].
+    pub fn is_off(&self) -> bool {
+        self.0.lock().alive().is_err()
+    }
+
+    /// Another disk with what this one would show after the process died, without faults.
+    pub fn copy(&self) -> ScriptedDisk {
+        let copy = ScriptedDisk::new(0);
+        let from = self.0.lock();
+        let mut to = copy.0.lock();
+        to.files = from.files.clone();
+        to.next_file = from.next_file;
+        to.names = from.names.clone();
+        to.durable_names = from.durable_names.clone();
+        to.dirs = from.dirs.clone();
+        drop(to);
+        copy
     }
 
     /// Operations that changed something so far.
@@ -296,6 +323,10 @@ impl Disk for ScriptedDisk {
     fn free_space(&self, _path: &Path) -> io::Result<u64> {
         let state = self.0.lock();
         Ok(state.capacity.map_or(u64::MAX, |c| c.saturating_sub(state.used())))
+    }
+
+    fn sync_delay(&self) -> Duration {
+        self.0.lock().sync_delay
     }
 }
 

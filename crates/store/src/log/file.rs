@@ -19,6 +19,7 @@ use std::{
     ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 /// A segment is read whole at open; a larger file is not ours.
@@ -373,6 +374,10 @@ fn poison(inner: &mut Inner, e: std::io::Error) -> StoreError {
 }
 
 impl LogStore for FileLog {
+    fn sync_delay(&self) -> Duration {
+        self.disk.sync_delay()
+    }
+
     fn state(&self) -> LogState {
         let inner = self.inner.lock();
         LogState { hard: inner.hard, committed: inner.committed, purged: inner.purged, last: inner.last() }
