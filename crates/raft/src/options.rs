@@ -1,14 +1,34 @@
 //! How a store is opened, and why that fails.
 
 use crate::{
+    net::{Net, NoNet},
     seam::{Clock, OsRandomness, Randomness, SystemClock},
     settings::Profile,
 };
 use ikada_store::{
-    StoreError,
+    ClusterId, StoreError,
     disk::{Disk, RealDisk},
 };
 use std::{fmt, path::PathBuf, sync::Arc};
+
+/// What a new data directory becomes. One that exists is what it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// The first node of a new cluster.
+    Create {
+        /// Where peers will reach it ("host:port"); may be empty while it is alone.
+        address: String,
+        /// Name for people, as a rule the host's.
+        name: String,
+    },
+    /// A node of an existing cluster. It is empty until the cluster adds it, which must not have given the id to anybody before.
+    Join {
+        /// The cluster.
+        cluster: ClusterId,
+        /// Id of this node in it.
+        node: u64,
+    },
+}
 
 /// What a store is opened with.
 #[derive(Clone)]
@@ -23,12 +43,16 @@ pub struct Options {
     pub randomness: Arc<dyn Randomness>,
     /// Times and sizes of Raft.
     pub profile: Profile,
+    /// What a new data directory becomes.
+    pub start: Start,
+    /// How peers are reached.
+    pub net: Arc<dyn Net>,
     /// Everything runs on the runtime's threads, and the state cache is left out: for simulations on a scripted disk.
     pub simulated: bool,
 }
 
 impl Options {
-    /// The operating system's disk, clock and randomness; profile `lan`.
+    /// The operating system's disk, clock and randomness; profile `lan`; a new directory becomes a cluster of its own, without peers.
     pub fn new(data_dir: impl Into<PathBuf>) -> Self {
         Options {
             data_dir: data_dir.into(),
@@ -36,6 +60,8 @@ impl Options {
             clock: Arc::new(SystemClock),
             randomness: Arc::new(OsRandomness),
             profile: Profile::Lan,
+            start: Start::Create { address: String::new(), name: String::new() },
+            net: Arc::new(NoNet),
             simulated: false,
         }
     }

@@ -6,7 +6,7 @@ use crate::{
     machine::{Machine, Published, read_snapshot},
     membership::Members,
     network::NoPeers,
-    options::{Fatal, OpenError, Options},
+    options::{Fatal, OpenError, Options, Start},
     record,
     seam::{Clock, Randomness, uuid_v4},
     settings::Settings,
@@ -52,6 +52,7 @@ pub struct RaftStore {
     randomness: Arc<dyn Randomness>,
     pub(crate) deadline: Duration,
     leads: watch::Sender<bool>,
+    ready: watch::Sender<bool>,
     pub(crate) fatal: watch::Sender<Option<Fatal>>,
     closing: watch::Sender<bool>,
     /// Released by a shutdown; the log's writer holds it too, so that nobody opens the directory while it writes.
@@ -78,7 +79,10 @@ enum Cache {
 }
 
 fn open_dir(options: &Options, settings: &Settings) -> Result<Opened, OpenError> {
-    let fresh = || Identity { cluster: ClusterId(uuid_v4(&*options.randomness)), node: FIRST_NODE };
+    let fresh = || match options.start {
+        Start::Create { .. } => Identity { cluster: ClusterId(uuid_v4(&*options.randomness)), node: FIRST_NODE },
+        Start::Join { cluster, node } => Identity { cluster, node },
+    };
     let dir = DataDir::open(options.disk.clone(), &options.data_dir, fresh)?;
     refuse_lost_log(options, &dir)?;
     let sizes = FileLogOptions { segment_bytes: settings.segment_bytes };
@@ -214,6 +218,7 @@ impl RaftStore {
             randomness: options.randomness,
             deadline: settings.proposal_deadline,
             leads: watch::channel(false).0,
+            ready: watch::channel(false).0,
             fatal: fatal.clone(),
             closing,
             dir,
@@ -240,7 +245,10 @@ impl RaftStore {
         let wait = self.raft.wait(Some(START_DEADLINE));
         let caught_up = |m: &RaftMetrics<TypeConfig>| m.state == ServerState::Leader && m.last_applied.map(|l| l.index) >= m.last_log_index;
         match wait.metrics(caught_up, "leading and up to date").await {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                self.ready.send_replace(true);
+                Ok(())
+            }
             Err(e) => Err(match &*self.fatal.borrow() {
                 Some(fatal) => OpenError::Raft(fatal.to_string()),
                 None => start(&e),
@@ -285,6 +293,16 @@ impl RaftStore {
     /// Id of this node in the cluster.
     pub fn node_id(&self) -> u64 {
         self.identity.node
+    }
+
+    /// What peers may call, for [`crate::net::serve_connection`].
+    pub fn peer_routes(self: &Arc<Self>) -> tonic::service::Routes {
+        tonic::service::Routes::default()
+    }
+
+    /// Whether this node knows a leader and has caught up with it: it serves writes and linearizable reads.
+    pub fn ready(&self) -> watch::Receiver<bool> {
+        self.ready.subscribe()
     }
 
     /// Becomes `Some` when the node had to leave service; from then on every proposal fails.
