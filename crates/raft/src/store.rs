@@ -14,9 +14,10 @@ use crate::{
 };
 use async_trait::async_trait;
 use ikada_store::{ClusterId, DataDir, FileLog, FileLogOptions, Identity, LogStore, Mark, SledState, SnapshotStore, StoreError};
-use ikada_world::{Applied, ChangeSet, Command, ProposeError, Replicator, World};
+use ikada_world::{Applied, ChangeSet, Command, Contact, ProposeError, Replicator, World};
 use openraft::{
-    Raft, RaftMetrics, ReadPolicy, ServerState,
+    Instant, Raft, RaftMetrics, ReadPolicy, ServerState,
+    alias::InstantOf,
     async_runtime::watch::WatchReceiver,
     error::{ClientWriteError, LinearizableReadError, RaftError},
 };
@@ -53,6 +54,9 @@ pub struct RaftStore {
     pub(crate) deadline: Duration,
     leads: watch::Sender<bool>,
     ready: watch::Sender<bool>,
+    /// When this node heard a leader last, not being it; and how long a leader may be silent.
+    heard: watch::Sender<Option<InstantOf<TypeConfig>>>,
+    lease: Duration,
     pub(crate) fatal: watch::Sender<Option<Fatal>>,
     closing: watch::Sender<bool>,
     /// Released by a shutdown; the log's writer holds it too, so that nobody opens the directory while it writes.
@@ -219,16 +223,18 @@ impl RaftStore {
             deadline: settings.proposal_deadline,
             leads: watch::channel(false).0,
             ready: watch::channel(false).0,
+            heard: watch::channel(None).0,
+            lease: settings.election.1,
             fatal: fatal.clone(),
             closing,
             dir,
             cache: Mutex::new(cache),
         });
-        store.start().await?;
+        store.start(&settings).await?;
         Ok(store)
     }
 
-    async fn start(&self) -> Result<(), OpenError> {
+    async fn start(&self, settings: &Settings) -> Result<(), OpenError> {
         let start = |e: &dyn std::fmt::Display| OpenError::Raft(e.to_string());
         let me = self.identity.node;
         if self.raft.is_initialized().await.map_err(|e| start(&e))? {
@@ -242,6 +248,7 @@ impl RaftStore {
             self.raft.initialize(members).await.map_err(|e| start(&e))?;
         }
         self.watch_raft();
+        self.watch_leader(settings.heartbeat);
         let wait = self.raft.wait(Some(START_DEADLINE));
         let caught_up = |m: &RaftMetrics<TypeConfig>| m.state == ServerState::Leader && m.last_applied.map(|l| l.index) >= m.last_log_index;
         match wait.metrics(caught_up, "leading and up to date").await {
@@ -281,6 +288,20 @@ impl RaftStore {
                 }
                 leads.send_replace(false);
                 return;
+            }
+        });
+    }
+
+    /// Follows when a leader was heard last, which Raft tells only to those who ask.
+    fn watch_leader(&self, every: Duration) {
+        let (raft, heard, mut closing) = (self.raft.clone(), self.heard.clone(), self.closing.subscribe());
+        tokio::spawn(async move {
+            while let Ok(at) = raft.with_raft_state(|state| state.vote_last_modified()).await {
+                heard.send_if_modified(|now| std::mem::replace(now, at) != at);
+                tokio::select! {
+                    () = tokio::time::sleep(every) => {}
+                    _ = closing.wait_for(|closing| *closing) => return,
+                }
             }
         });
     }
@@ -416,6 +437,18 @@ impl Replicator for RaftStore {
 
     fn leadership(&self) -> watch::Receiver<bool> {
         self.leads.subscribe()
+    }
+
+    fn contact(&self) -> Contact {
+        let me = self.identity.node;
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let leader = metrics.current_leader.filter(|_| metrics.running_state.is_ok());
+        let at = if leader == Some(me) { metrics.last_quorum_acked.map(|at| at.into_inner()) } else { *self.heard.borrow() };
+        // Who is the only voter needs nobody's answer.
+        let alone = leader == Some(me) && metrics.membership_config.voter_ids().eq([me]);
+        let since = if alone { Some(Duration::ZERO) } else { at.map(|at| at.elapsed()) };
+        Contact { leader, since, lease: self.lease }
     }
 
     fn new_id(&self) -> [u8; 16] {

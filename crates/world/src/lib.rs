@@ -9,6 +9,7 @@
 mod apply;
 mod change;
 mod command;
+mod history;
 pub mod record;
 mod replicator;
 mod world;
@@ -16,5 +17,6 @@ mod world;
 pub use apply::REMEMBERED_OUTCOMES;
 pub use change::{Change, ChangeSet};
 pub use command::{Applied, Command, CommandId, EntryMeta, Expect, Op, OpResult, Put, Reason, Rejection};
-pub use replicator::{ProposeError, Replicator};
+pub use history::{Happened, History, HistoryLimits};
+pub use replicator::{Contact, ProposeError, Replicator};
 pub use world::World;

@@ -6,7 +6,7 @@ use crate::{
     world::World,
 };
 use async_trait::async_trait;
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 use tokio::sync::{broadcast, watch};
 
 /// Why a proposal has no result.
@@ -31,6 +31,28 @@ pub enum ProposeError {
     },
 }
 
+/// How well a node is in touch with the leader of its cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Contact {
+    /// Who leads, as far as this node knows.
+    pub leader: Option<u64>,
+    /// How long ago the leader was certainly the leader: on the leader itself, since a majority answered it; elsewhere, since this node heard
+    /// it. `None`: not since this node started.
+    pub since: Option<Duration>,
+    /// After so long without contact somebody else may lead.
+    pub lease: Duration,
+}
+
+impl Contact {
+    /// Of a store that lives in this process alone.
+    pub const ALONE: Contact = Contact { leader: Some(1), since: Some(Duration::ZERO), lease: Duration::MAX };
+
+    /// A leader is known and was heard within the lease: what this node has applied is recent.
+    pub fn is_recent(&self) -> bool {
+        self.leader.is_some() && self.since.is_some_and(|since| since <= self.lease)
+    }
+}
+
 /// The replicated store.
 ///
 /// To be correct an implementation must: answer `Ok` only when the entry is durable on a majority and visible in [`Replicator::world`]
@@ -47,6 +69,10 @@ pub trait Replicator: Send + Sync + 'static {
     fn subscribe(&self) -> broadcast::Receiver<Arc<ChangeSet>>;
     /// Whether this node leads. Components of the leader start and stop with it.
     fn leadership(&self) -> watch::Receiver<bool>;
+    /// How well this node is in touch with the leader. Never blocks.
+    fn contact(&self) -> Contact {
+        Contact::ALONE
+    }
     /// A fresh idempotency key.
     fn new_id(&self) -> [u8; 16];
 }

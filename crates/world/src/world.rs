@@ -101,6 +101,16 @@ impl World {
         let least = Key { kind: Kind::Mesh, mesh: "".into(), name: "".into() };
         self.owned.range((owner.clone(), least)..).take_while(move |(o, _)| *o == owner).map(|(_, k)| k)
     }
+    /// What the command with this idempotency key came to, if it was applied and is still remembered.
+    pub fn outcome(&self, id: &CommandId) -> Option<&Result<Applied, Rejection>> {
+        self.outcomes.get(id).map(|o| &o.1)
+    }
+    /// Remembered idempotency keys that begin with this, in order.
+    pub fn remembered<'a>(&'a self, prefix: &'a [u8]) -> impl Iterator<Item = &'a CommandId> {
+        let mut from = CommandId::default();
+        from.iter_mut().zip(prefix).for_each(|(a, b)| *a = *b);
+        self.outcomes.range(from..).map(|(id, _)| id).take_while(move |id| id.starts_with(prefix))
+    }
     /// Number of resources of both maps.
     pub fn len(&self) -> usize {
         self.policy.len() + self.status.len()
