@@ -8,7 +8,7 @@ use crate::{
     types::{LogId, Membership, log_id},
 };
 use ikada_model::Key;
-use ikada_store::{Identity, SledState, StateBatch, StateImage, StateMark, StateStore, StoreError};
+use ikada_store::{Identity, Keyring, SledState, StateBatch, StateImage, StateMark, StateStore, StoreError};
 use ikada_world::{
     ChangeSet, Command, CommandId, REMEMBERED_OUTCOMES, World,
     record::{OutcomeRecordV1, ResourceRecordV1},
@@ -132,6 +132,7 @@ pub(crate) struct CacheWriter {
     /// The cache, opened at the first write if it was not needed before.
     pub store: Option<SledState>,
     pub dir: PathBuf,
+    pub keyring: Option<Arc<Keyring>>,
     pub owner: Identity,
     pub pending: Arc<Pending>,
     /// Keys of the outcomes in the cache, oldest first.
@@ -178,7 +179,7 @@ impl CacheWriter {
         let Some((world, at, membership)) = dirty.at else { return Ok(()) };
         let store = match self.store.take() {
             Some(store) => store,
-            None => SledState::open(&self.dir).map_err(|e| e.to_string())?,
+            None => SledState::open(&self.dir, self.keyring.clone()).map_err(|e| e.to_string())?,
         };
         let store = self.store.insert(store);
         let (on_disk, live) = store.usage().map_err(|e| e.to_string())?;

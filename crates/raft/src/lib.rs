@@ -10,6 +10,7 @@
 //! A cluster of one node for now. The transport goes into `network`, forwarding to the leader into [`RaftStore`]'s `propose`.
 
 mod cache;
+mod encryption;
 mod log;
 mod machine;
 mod membership;
@@ -23,7 +24,8 @@ mod settings;
 mod store;
 mod types;
 
-pub use ikada_store::ClusterId;
+pub use encryption::Encryption;
+pub use ikada_store::{ClusterId, Keyring, Keys, KeysError};
 pub use membership::{MAX_MEMBER_TEXT, MAX_PROMOTION_LAG, Member, MemberStatus, MembershipError, Progress, RaftStatus, Role};
 pub use options::{Fatal, OpenError, Options, Start};
 pub use seam::{Clock, OsRandomness, Randomness, SystemClock};

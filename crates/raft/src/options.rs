@@ -6,7 +6,7 @@ use crate::{
     settings::Profile,
 };
 use ikada_store::{
-    ClusterId, StoreError,
+    ClusterId, Keyring, Keys, StoreError,
     disk::{Disk, RealDisk},
 };
 use std::{fmt, path::PathBuf, sync::Arc};
@@ -47,6 +47,8 @@ pub struct Options {
     pub start: Start,
     /// How peers are reached.
     pub net: Arc<dyn Net>,
+    /// Keys with which everything on the disk is encrypted, the first one for what is written; `None` = nothing is.
+    pub encryption: Option<Keys>,
     /// Everything runs on the runtime's threads, and the state cache is left out: for simulations on a scripted disk.
     pub simulated: bool,
 }
@@ -62,8 +64,15 @@ impl Options {
             profile: Profile::Lan,
             start: Start::Create { address: String::new(), name: String::new() },
             net: Arc::new(NoNet),
+            encryption: None,
             simulated: false,
         }
+    }
+
+    /// The keys, with the source of their salts.
+    pub fn keyring(&self) -> Option<Arc<Keyring>> {
+        let (keys, randomness) = (self.encryption.clone()?, self.randomness.clone());
+        Some(Keyring::new(keys, Arc::new(move || randomness.bytes16())))
     }
 }
 

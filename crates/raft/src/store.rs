@@ -2,6 +2,7 @@
 
 use crate::{
     cache::{self, CacheWriter, Cached, Pending, Position},
+    encryption::{self, Sealed},
     log::RaftLog,
     machine::{Machine, Published, read_snapshot},
     membership::Members,
@@ -13,7 +14,7 @@ use crate::{
     types::{Membership, NodeRecord, TypeConfig, mark},
 };
 use async_trait::async_trait;
-use ikada_store::{ClusterId, DataDir, FileLog, FileLogOptions, Identity, LogStore, Mark, SledState, SnapshotStore, StoreError};
+use ikada_store::{ClusterId, DataDir, FileLog, FileLogOptions, Identity, Keyring, LogStore, Mark, SledState, SnapshotStore, StoreError};
 use ikada_world::{Applied, ChangeSet, Command, Contact, ProposeError, Replicator, World};
 use openraft::{
     Instant, Raft, RaftMetrics, ReadPolicy, ServerState,
@@ -62,12 +63,13 @@ pub struct RaftStore {
     /// Released by a shutdown; the log's writer holds it too, so that nobody opens the directory while it writes.
     dir: Arc<Mutex<Option<DataDir>>>,
     cache: Mutex<Option<JoinHandle<()>>>,
+    pub(crate) sealed: Sealed,
 }
 
 /// What the data directory held.
 struct Opened {
     dir: DataDir,
-    log: Arc<dyn LogStore>,
+    log: Arc<FileLog>,
     snapshots: Arc<SnapshotStore>,
     position: Position,
     cache: Cache,
@@ -87,17 +89,18 @@ fn open_dir(options: &Options, settings: &Settings) -> Result<Opened, OpenError>
         Start::Create { .. } => Identity { cluster: ClusterId(uuid_v4(&*options.randomness)), node: FIRST_NODE },
         Start::Join { cluster, node } => Identity { cluster, node },
     };
-    let dir = DataDir::open(options.disk.clone(), &options.data_dir, fresh)?;
+    let dir = DataDir::open(options.disk.clone(), &options.data_dir, options.keyring(), fresh)?;
     refuse_lost_log(options, &dir)?;
     let sizes = FileLogOptions { segment_bytes: settings.segment_bytes };
-    let log = FileLog::open(options.disk.clone(), &dir.log(), dir.identity(), sizes)?;
-    let snapshots = SnapshotStore::open(options.disk.clone(), &dir.snapshots(), dir.identity())?;
+    let keyring = dir.keyring();
+    let log = FileLog::open(options.disk.clone(), &dir.log(), dir.identity(), sizes, keyring.cloned())?;
+    let snapshots = SnapshotStore::open(options.disk.clone(), &dir.snapshots(), dir.identity(), keyring.cloned())?;
     let newest = snapshots.newest();
     let mut cached = None;
     // A new directory has nothing to read; the cache is made when it is first written.
     let mut cache = if options.simulated { Cache::Off } else { Cache::On(None, BTreeSet::new()) };
     if !options.simulated && !dir.created() {
-        cache = match open_cache(&dir.state(), dir.identity()) {
+        cache = match open_cache(&dir.state(), dir.identity(), keyring) {
             Some((store, found)) => {
                 let found = found.filter(|cached| fits(&log, newest, &cached.position));
                 let (position, outcomes) = found.map_or((None, BTreeSet::new()), |c| (Some(c.position), c.outcomes));
@@ -121,6 +124,7 @@ fn open_dir(options: &Options, settings: &Settings) -> Result<Opened, OpenError>
         let what = format!("the log begins after {purged}, the newest snapshot has {at}");
         return Err(StoreError::damaged(&dir.snapshots(), 0, what).into());
     }
+    encryption::reseal(&dir, &log, &snapshots)?;
     Ok(Opened { dir, log: Arc::new(log), snapshots: Arc::new(snapshots), position, cache, refill })
 }
 
@@ -148,8 +152,8 @@ fn as_store_error(e: std::io::Error, path: &Path) -> StoreError {
 }
 
 /// Opens the cache and reads it. One that cannot be read is emptied; without one a start only takes longer.
-fn open_cache(dir: &Path, owner: Identity) -> Option<(SledState, Option<Cached>)> {
-    let open = || SledState::open(dir).map_err(|e| e.to_string());
+fn open_cache(dir: &Path, owner: Identity, keyring: Option<&Arc<Keyring>>) -> Option<(SledState, Option<Cached>)> {
+    let open = || SledState::open(dir, keyring.cloned()).map_err(|e| e.to_string());
     let read = open().and_then(|store| Ok((cache::load(&store, owner)?, store)));
     match read {
         Ok((found, store)) => Some((store, found)),
@@ -199,14 +203,17 @@ impl RaftStore {
         let fatal = watch::channel(None).0;
         let closing = watch::channel(false).0;
         let state_dir = dir.state();
+        let keyring = dir.keyring().cloned();
         let dir = Arc::new(Mutex::new(Some(dir)));
         let cache = match cache {
             Cache::Off => None,
             Cache::On(store, outcomes) => {
-                let writer = CacheWriter { store, dir: state_dir, owner: identity, pending: pending.clone(), outcomes };
+                let writer = CacheWriter { store, dir: state_dir, keyring: keyring.clone(), owner: identity, pending: pending.clone(), outcomes };
                 Some(tokio::spawn(writer.run(closing.subscribe(), dir.clone())))
             }
         };
+        let keys = keyring.map(|k| k.ids()).unwrap_or_default();
+        let sealed = Sealed { log: log.clone(), snapshots: snapshots.clone(), keys };
         let start = |e: &dyn std::fmt::Display| OpenError::Raft(e.to_string());
         let log = RaftLog::start(log, fatal.clone(), blocking, dir.clone()).map_err(|e| start(&e))?;
         let published = Arc::new(Published::new(position.world.clone()));
@@ -229,6 +236,7 @@ impl RaftStore {
             closing,
             dir,
             cache: Mutex::new(cache),
+            sealed,
         });
         store.start(&settings).await?;
         Ok(store)

@@ -1,7 +1,8 @@
 //! The data directory: who owns it, in which format it is, and that only one process has it open.
 //!
 //! ```text
-//! IDENTITY     format, cluster, node, checksum (text); written first, so a directory without it holds no data
+//! IDENTITY     format, cluster, node, version of the program, key of a directory that is all encrypted, checksum (text); written first, so
+//!              a directory without it holds no data
 //! LOCK         locked while a process has the directory open; holds its pid
 //! log/         crate::log
 //! snapshots/   crate::snapshot
@@ -11,8 +12,13 @@
 use crate::{
     disk::{Disk, DiskLock, OpenMode, read_all, replace_file},
     error::{Result, StoreError},
+    log::FileLog,
+    seal::{Keyring, check_key, no_keys},
+    snapshot::SnapshotStore,
     types::{FORMAT_VERSION, Identity},
+    upgrade,
 };
+use parking_lot::Mutex;
 use std::{
     io,
     path::{Path, PathBuf},
@@ -30,15 +36,28 @@ const MAX_IDENTITY_BYTES: usize = 4096;
 pub struct DataDir {
     disk: Arc<dyn Disk>,
     path: PathBuf,
+    keyring: Option<Arc<Keyring>>,
     identity: Identity,
     created: bool,
+    upgraded_from: Option<u16>,
+    /// Id of the key that everything is sealed with, as `IDENTITY` has it.
+    sealed: Mutex<Option<String>>,
     _lock: Box<dyn DiskLock>,
+}
+
+/// What `IDENTITY` says.
+struct Found {
+    identity: Identity,
+    format: u16,
+    /// Id of the key with which everything was sealed when it was written.
+    sealed: Option<String>,
 }
 
 impl DataDir {
     /// Opens a directory, or makes one with the identity that `new` gives when it does not exist or is empty. Everything else is
-    /// refused and left as it is.
-    pub fn open(disk: Arc<dyn Disk>, path: &Path, new: impl FnOnce() -> Identity) -> Result<DataDir> {
+    /// refused and left as it is: a directory of a later format, one of which a key is not in the keyring ([`StoreError::Locked`]), and one
+    /// that is encrypted when there is no keyring. A directory of an older format is upgraded ([`DataDir::upgraded_from`]).
+    pub fn open(disk: Arc<dyn Disk>, path: &Path, keyring: Option<Arc<Keyring>>, new: impl FnOnce() -> Identity) -> Result<DataDir> {
         let missing: Vec<&Path> = path
             .ancestors()
             .filter(|p| !p.as_os_str().is_empty())
@@ -59,7 +78,8 @@ impl DataDir {
         };
         // Another process may have made the identity between the look and the lock.
         let has_identity = has_identity || check_names(&*disk, path)?;
-        let identity = if has_identity { read_identity(&*disk, path)? } else { new() };
+        let found = if has_identity { read_identity(&*disk, path)? } else { Found { identity: new(), format: FORMAT_VERSION, sealed: None } };
+        check_keys(&*disk, path, keyring.as_deref(), found.sealed.as_deref())?;
         let write_pid = || -> io::Result<()> {
             let file = disk.open(&lock_path, OpenMode::Write)?;
             file.truncate(0)?;
@@ -70,8 +90,7 @@ impl DataDir {
             tracing::debug!("cannot write the pid to {}: {e}", lock_path.display());
         }
         if !has_identity {
-            let text = identity_text(identity);
-            replace_file(&*disk, path, IDENTITY, text.as_bytes()).map_err(|e| StoreError::io("write to", &path.join(IDENTITY), e))?;
+            write_identity(&*disk, path, &found)?;
         }
         for name in ["log", "snapshots", "state"] {
             let sub = path.join(name);
@@ -83,7 +102,56 @@ impl DataDir {
             let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
             disk.sync_dir(parent).map_err(|e| StoreError::io("sync", parent, e))?;
         }
-        Ok(DataDir { disk, path: path.to_path_buf(), identity, created: !has_identity, _lock: lock })
+        let Found { identity, format, sealed } = found;
+        let mut dir = DataDir {
+            disk,
+            path: path.to_path_buf(),
+            keyring,
+            identity,
+            created: !has_identity,
+            upgraded_from: None,
+            sealed: Mutex::new(sealed),
+            _lock: lock,
+        };
+        for from in format..FORMAT_VERSION {
+            upgrade::step(&dir, from)?;
+            let sealed = dir.sealed.lock().clone();
+            write_identity(&*dir.disk, path, &Found { identity, format: from + 1, sealed })?;
+            tracing::info!("upgraded {} from format {from} to {}", path.display(), from + 1);
+            dir.upgraded_from.get_or_insert(from);
+        }
+        Ok(dir)
+    }
+
+    /// Seals everything in log and snapshots with the first key of the keyring, if it is not, and notes that in `IDENTITY`. Gives how many
+    /// files were not. Does nothing without a keyring.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`] when there is no space for a copy of the largest file: what is left is done by the next call.
+    pub fn reseal(&self, log: &FileLog, snapshots: &SnapshotStore) -> Result<usize> {
+        let Some(keyring) = &self.keyring else { return Ok(0) };
+        let count = log.reseal()? + snapshots.reseal()?;
+        let id = keyring.sealing_id().to_owned();
+        let mut sealed = self.sealed.lock();
+        if sealed.as_ref() != Some(&id) {
+            // Before it is said that all is sealed, no older file may be able to come back.
+            for sub in [self.log(), self.snapshots()] {
+                self.disk.sync_dir(&sub).map_err(|e| StoreError::io("sync", &sub, e))?;
+            }
+            let found = Found { identity: self.identity, format: FORMAT_VERSION, sealed: Some(id.clone()) };
+            write_identity(&*self.disk, &self.path, &found)?;
+            *sealed = Some(id);
+        }
+        Ok(count)
+    }
+
+    /// The keys of this node, if it has any.
+    pub fn keyring(&self) -> Option<&Arc<Keyring>> {
+        self.keyring.as_ref()
+    }
+    /// Format that the directory had before this open upgraded it.
+    pub fn upgraded_from(&self) -> Option<u16> {
+        self.upgraded_from
     }
 
     /// Who owns the data.
@@ -131,12 +199,35 @@ fn check_names(disk: &dyn Disk, path: &Path) -> Result<bool> {
     }
 }
 
-fn identity_text(id: Identity) -> String {
-    let body = format!("{TITLE}\nformat {FORMAT_VERSION}\ncluster {}\nnode {}\n", id.cluster, id.node);
-    format!("{body}crc32c {:08x}\n", crc32c::crc32c(body.as_bytes()))
+/// Refuses a directory that cannot be read with these keys, before anything is changed.
+fn check_keys(disk: &dyn Disk, path: &Path, keyring: Option<&Keyring>, sealed: Option<&str>) -> Result<()> {
+    if let (Some(id), None) = (sealed, keyring) {
+        return Err(StoreError::Locked { path: path.to_path_buf(), id: id.to_owned(), why: no_keys() });
+    }
+    for (sub, suffix) in [("log", ".log"), ("snapshots", ".snap")] {
+        let sub = path.join(sub);
+        let names = match disk.list(&sub) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            names => names.map_err(|e| StoreError::io("read", &sub, e))?,
+        };
+        for name in names.iter().filter(|n| n.ends_with(suffix)) {
+            check_key(disk, &sub.join(name), keyring, sealed.is_some())?;
+        }
+    }
+    Ok(())
 }
 
-fn read_identity(disk: &dyn Disk, dir: &Path) -> Result<Identity> {
+fn write_identity(disk: &dyn Disk, path: &Path, found: &Found) -> Result<()> {
+    let Found { identity: Identity { cluster, node }, format, sealed } = found;
+    let mut body = format!("{TITLE}\nformat {format}\ncluster {cluster}\nnode {node}\nprogram {}\n", env!("CARGO_PKG_VERSION"));
+    if let Some(id) = sealed {
+        body += &format!("encryption {id}\n");
+    }
+    let text = format!("{body}crc32c {:08x}\n", crc32c::crc32c(body.as_bytes()));
+    replace_file(disk, path, IDENTITY, text.as_bytes()).map_err(|e| StoreError::io("write to", &path.join(IDENTITY), e))
+}
+
+fn read_identity(disk: &dyn Disk, dir: &Path) -> Result<Found> {
     let path = dir.join(IDENTITY);
     let bytes = read_all(disk, &path, MAX_IDENTITY_BYTES).map_err(|e| match e.kind() {
         io::ErrorKind::InvalidData => StoreError::damaged(&path, 0, "it is too large"),
@@ -148,18 +239,24 @@ fn read_identity(disk: &dyn Disk, dir: &Path) -> Result<Identity> {
     if u32::from_str_radix(sum.trim_end(), 16).ok() != Some(crc32c::crc32c(body.as_bytes())) {
         return Err(damaged("the checksum does not match"));
     }
-    let field = |name: &str| body.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')).ok_or_else(|| damaged("a line is missing"));
+    let optional = |name: &str| body.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' '));
+    let field = |name: &str| optional(name).ok_or_else(|| damaged("a line is missing"));
     if body.lines().next() != Some(TITLE) {
         return Err(damaged("the first line is not ours"));
     }
     let found: u16 = field("format")?.parse().map_err(|_| damaged("the format is not a number"))?;
     if found > FORMAT_VERSION {
-        return Err(StoreError::NewerFormat { path, found, supported: FORMAT_VERSION });
+        let by = optional("program").map(str::to_owned);
+        return Err(StoreError::NewerFormat { path, found, supported: FORMAT_VERSION, by });
     }
-    Ok(Identity {
+    if found == 0 {
+        return Err(damaged("there is no format 0"));
+    }
+    let identity = Identity {
         cluster: field("cluster")?.parse().map_err(|_| damaged("the cluster is not a UUID"))?,
         node: field("node")?.parse().map_err(|_| damaged("the node is not a number"))?,
-    })
+    };
+    Ok(Found { identity, format: found, sealed: optional("encryption").map(str::to_owned) })
 }
 
 #[cfg(test)]
@@ -172,7 +269,7 @@ mod tests {
         Identity { cluster: ClusterId([9; 16]), node: 1 }
     }
     fn open(path: &Path) -> Result<DataDir> {
-        DataDir::open(Arc::new(RealDisk), path, id)
+        DataDir::open(Arc::new(RealDisk), path, None, id)
     }
     fn refused(path: &Path) -> String {
         open(path).err().map(|e| e.to_string()).unwrap_or_default()
@@ -188,7 +285,7 @@ mod tests {
         let message = refused(&path);
         assert!(message.contains("in use by another process") && message.contains(&std::process::id().to_string()), "{message}");
         drop(dir);
-        let again = DataDir::open(Arc::new(RealDisk), &path, || Identity { cluster: ClusterId([1; 16]), node: 9 }).unwrap();
+        let again = DataDir::open(Arc::new(RealDisk), &path, None, || Identity { cluster: ClusterId([1; 16]), node: 9 }).unwrap();
         assert!(!again.created());
         assert_eq!(again.identity(), id());
     }
@@ -213,8 +310,12 @@ mod tests {
             assert!(refused(tmp.path()).contains("the store is damaged"), "{bad:.80}");
             assert_eq!(fs::read_to_string(&file).unwrap(), bad);
         }
-        let body = good.split("crc32c").next().unwrap().replace("format 1", "format 7");
-        fs::write(&file, format!("{body}crc32c {:08x}\n", crc32c::crc32c(body.as_bytes()))).unwrap();
-        assert!(refused(tmp.path()).contains("has format 7, this version reads up to 1"));
+        let body = good.split("crc32c").next().unwrap().replace("format 2", "format 7").replace("program ", "program 9.");
+        let newer = format!("{body}crc32c {:08x}\n", crc32c::crc32c(body.as_bytes()));
+        fs::write(&file, &newer).unwrap();
+        let (this, message) = (env!("CARGO_PKG_VERSION"), refused(tmp.path()));
+        let expected = format!("has format 7, written by ikada 9.{this}, this is ikada {this}, which reads up to {FORMAT_VERSION}: install");
+        assert!(message.contains(&expected), "{message}");
+        assert_eq!(fs::read_to_string(&file).unwrap(), newer);
     }
 }

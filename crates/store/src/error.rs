@@ -29,7 +29,8 @@ pub enum StoreError {
     },
     /// Data that had been acknowledged as durable is missing or changed.
     #[error("the store is damaged: {} at byte {offset}: {what}; nothing was changed. Restore a backup, or move the data directory \
-             away and start empty (in a cluster: remove this node and join it again)", path.display())]
+             away and start empty (in a cluster: `ikadactl cluster remove` this node on another one, then join it again with a new join \
+             token: it gets a new id and everything back)", path.display())]
     Damaged {
         /// The damaged file.
         path: PathBuf,
@@ -53,7 +54,8 @@ pub enum StoreError {
         pid: String,
     },
     /// The data was written by a later version.
-    #[error("{} has format {found}, this version reads up to {supported}: install the version that wrote it", path.display())]
+    #[error("{} has format {found}{}, this is ikada {}, which reads up to {supported}: install the version that wrote it, or restore a \
+             backup from before its installation into another directory", path.display(), written_by(by), env!("CARGO_PKG_VERSION"))]
     NewerFormat {
         /// The file.
         path: PathBuf,
@@ -61,6 +63,18 @@ pub enum StoreError {
         found: u16,
         /// Highest format understood.
         supported: u16,
+        /// Version of the program that wrote it, where it is known.
+        by: Option<String>,
+    },
+    /// The data is encrypted, and its key is not there.
+    #[error("{} is encrypted with the key {id:?}, {why}. Nothing was changed", path.display())]
+    Locked {
+        /// The file.
+        path: PathBuf,
+        /// Id of the key.
+        id: String,
+        /// Why it cannot be read and what to do.
+        why: String,
     },
     /// The data belongs to another cluster or node.
     #[error("{} belongs to {found}, expected {expected}: the files of two data directories were mixed", path.display())]
@@ -96,6 +110,10 @@ pub enum StoreError {
     /// The state cache failed (sled error or panic); it can be deleted and rebuilt.
     #[error("state cache: {0}")]
     Cache(String),
+}
+
+fn written_by(by: &Option<String>) -> String {
+    by.as_ref().map(|version| format!(", written by ikada {version}")).unwrap_or_default()
 }
 
 impl StoreError {

@@ -12,6 +12,7 @@
 //! - [`snapshot`]: snapshot files, which together with the log are the authoritative state.
 //! - [`state`]: [`StateStore`], a cache of the applied state that may be deleted at any time,
 //!   implemented with sled ([`SledState`]).
+//! - [`seal`]: encryption at rest of all of them, with keys of the node.
 //! - [`codec`]: the fixed set of flat records that are encoded with bincode.
 //!
 //! Everything is synchronous: callers decide on which thread a disk is waited for.
@@ -21,13 +22,16 @@ pub mod dir;
 pub mod disk;
 mod error;
 pub mod log;
+pub mod seal;
 pub mod snapshot;
 pub mod state;
 mod types;
+mod upgrade;
 
 pub use dir::DataDir;
 pub use error::{Result, StoreError};
 pub use log::{FileLog, FileLogOptions, LogRecord, LogState, LogStore, MAX_RECORD_BYTES};
+pub use seal::{Keyring, Keys, KeysError};
 pub use snapshot::{SnapshotMeta, SnapshotReader, SnapshotStore, SnapshotWriter};
 pub use state::{MemoryState, SledState, StateBatch, StateImage, StateMark, StateStore};
 pub use types::{ClusterId, FORMAT_VERSION, HardState, Identity, Mark};

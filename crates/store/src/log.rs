@@ -2,6 +2,8 @@
 
 mod file;
 mod format;
+mod recover;
+mod reseal;
 
 pub use file::{FileLog, FileLogOptions};
 

@@ -1,12 +1,16 @@
 //! Snapshot files: the whole applied state at one position. With the log from there on they are the authoritative state.
 //!
 //! ```text
-//! header   magic "IKADASNP", format u16, cluster, node, index, term, crc32c               (64 bytes)
+//! header   magic "IKADASNP", format u16, sealed u8, cluster, node, index, term, crc32c    (64 bytes)
+//! block    of crate::seal, when it is sealed                                              (128 bytes)
 //! frames   length u32, kind u8 (1 meta, 2 chunk, 3 end), 3 zero bytes, crc32c u32 seeded with the header's, bytes
 //! meta     opaque, first frame
 //! chunk    records, each: length u32, bytes; about 1 MiB together
 //! end      number of records u64, crc32c over the crc32c of all frames before it u32
 //! ```
+//!
+//! In a sealed snapshot the bytes of a frame are sealed: its number is the nonce, length and kind are the associated data. Checksums are of
+//! what is stored.
 //!
 //! A snapshot is written under a temporary name, synced, renamed, and the directory synced: a file with a final name is complete, so an
 //! unreadable one is damage. The newest two are kept.
@@ -14,10 +18,12 @@
 use crate::{
     disk::{Disk, DiskFile, OpenMode},
     error::{Result, StoreError},
+    seal::{BLOCK_BYTES, Keyring, Seal, TAG_BYTES, block_id, numbered, unlock},
     types::{ClusterId, FORMAT_VERSION, Identity, Mark},
 };
 use parking_lot::Mutex;
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -43,11 +49,15 @@ pub struct SnapshotMeta {
     pub meta: Vec<u8>,
 }
 
+/// An open snapshot file: its path, its header, and how it is sealed.
+type Opened = (PathBuf, Arc<dyn DiskFile>, [u8; HEADER_BYTES], Option<[u8; BLOCK_BYTES]>);
+
 /// The snapshots of one node in a directory of their own.
 pub struct SnapshotStore {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     identity: Identity,
+    keyring: Option<Arc<Keyring>>,
     marks: Mutex<Vec<Mark>>,
 }
 
@@ -60,10 +70,11 @@ fn parse_name(name: &str) -> Option<Mark> {
     Some(Mark { index: u64::from_str_radix(index, 16).ok()?, term: u64::from_str_radix(term, 16).ok()? })
 }
 
-fn header(id: Identity, mark: Mark) -> [u8; HEADER_BYTES] {
+fn header(id: Identity, mark: Mark, sealed: bool) -> [u8; HEADER_BYTES] {
     let mut h = [0; HEADER_BYTES];
     h[..8].copy_from_slice(MAGIC);
     h[8..10].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+    h[10] = u8::from(sealed);
     h[16..32].copy_from_slice(&id.cluster.0);
     h[32..40].copy_from_slice(&id.node.to_le_bytes());
     h[40..48].copy_from_slice(&mark.index.to_le_bytes());
@@ -74,16 +85,27 @@ fn header(id: Identity, mark: Mark) -> [u8; HEADER_BYTES] {
 }
 
 impl SnapshotStore {
-    /// Opens the directory, which exists. Unfinished snapshots of an earlier process are removed.
-    pub fn open(disk: Arc<dyn Disk>, dir: &Path, identity: Identity) -> Result<SnapshotStore> {
-        let names = disk.list(dir).map_err(|e| StoreError::io("read", dir, e))?;
-        for tmp in names.iter().filter(|n| n.ends_with(".tmp")) {
+    /// Opens the directory, which exists. Unfinished snapshots of an earlier process are removed. With a keyring new snapshots are sealed.
+    pub fn open(disk: Arc<dyn Disk>, dir: &Path, identity: Identity, keyring: Option<Arc<Keyring>>) -> Result<SnapshotStore> {
+        let store = SnapshotStore::look(disk, dir, identity, keyring)?;
+        for tmp in store.names()?.iter().filter(|n| n.ends_with(".tmp")) {
             let path = dir.join(tmp);
-            disk.remove_file(&path).map_err(|e| StoreError::io("remove", &path, e))?;
+            store.disk.remove_file(&path).map_err(|e| StoreError::io("remove", &path, e))?;
         }
-        let mut marks: Vec<Mark> = names.iter().filter_map(|n| parse_name(n)).collect();
+        Ok(store)
+    }
+
+    /// Opens the directory and changes nothing.
+    pub(crate) fn look(disk: Arc<dyn Disk>, dir: &Path, identity: Identity, keyring: Option<Arc<Keyring>>) -> Result<SnapshotStore> {
+        let store = SnapshotStore { disk, dir: dir.to_path_buf(), identity, keyring, marks: Mutex::default() };
+        let mut marks: Vec<Mark> = store.names()?.iter().filter_map(|n| parse_name(n)).collect();
         marks.sort_unstable();
-        Ok(SnapshotStore { disk, dir: dir.to_path_buf(), identity, marks: Mutex::new(marks) })
+        *store.marks.lock() = marks;
+        Ok(store)
+    }
+
+    fn names(&self) -> Result<Vec<String>> {
+        self.disk.list(&self.dir).map_err(|e| StoreError::io("read", &self.dir, e))
     }
 
     /// Position of the newest snapshot.
@@ -95,8 +117,14 @@ impl SnapshotStore {
     pub fn create(&self, meta: &SnapshotMeta) -> Result<SnapshotWriter<'_>> {
         let path = self.dir.join(format!("{}.tmp", name(meta.mark)));
         let file = self.disk.open(&path, OpenMode::Create).map_err(|e| StoreError::io("create", &path, e))?;
-        let head = header(self.identity, meta.mark);
+        let mut head = header(self.identity, meta.mark, self.keyring.is_some()).to_vec();
         let seed = crc32c::crc32c(&head);
+        let mut seal = None;
+        if let Some(keyring) = &self.keyring {
+            let (new, block) = keyring.seal(&head)?;
+            seal = Some(new);
+            head.extend(block);
+        }
         let mut writer = SnapshotWriter {
             store: self,
             mark: meta.mark,
@@ -104,6 +132,8 @@ impl SnapshotStore {
             path,
             at: 0,
             seed,
+            seal,
+            frames: 0,
             chain: 0,
             records: 0,
             chunk: Vec::new(),
@@ -116,34 +146,18 @@ impl SnapshotStore {
 
     /// Opens the snapshot at a position.
     pub fn read(&self, mark: Mark) -> Result<SnapshotReader> {
-        let path = self.dir.join(name(mark));
-        let file = self.disk.open(&path, OpenMode::Read).map_err(|e| StoreError::io("open", &path, e))?;
-        let mut head = [0; HEADER_BYTES];
-        let read = file.read_at(&mut head, 0).map_err(|e| StoreError::io("read", &path, e))?;
-        if read < HEADER_BYTES || head[..8] != *MAGIC {
-            return Err(StoreError::damaged(&path, 0, "the header is not one of a snapshot"));
-        }
-        let found = u16::from_le_bytes([head[8], head[9]]);
-        if found > FORMAT_VERSION {
-            return Err(StoreError::NewerFormat { path, found, supported: FORMAT_VERSION });
-        }
-        if head[60..] != crc32c::crc32c(&head[..60]).to_le_bytes() {
-            return Err(StoreError::damaged(&path, 0, "the checksum of the header does not match"));
-        }
-        if head != header(self.identity, mark) {
-            let mut owner = Identity { cluster: ClusterId([0; 16]), node: 0 };
-            owner.cluster.0.copy_from_slice(&head[16..32]);
-            owner.node = u64::from_le_bytes([head[32], head[33], head[34], head[35], head[36], head[37], head[38], head[39]]);
-            if owner == self.identity {
-                return Err(StoreError::damaged(&path, 40, "the file was renamed"));
-            }
-            return Err(StoreError::Foreign { path, found: owner.to_string(), expected: self.identity.to_string() });
-        }
+        let (path, file, head, block) = self.head(mark)?;
+        let seal = match &block {
+            Some(block) => Some(unlock(self.keyring.as_deref(), &path, &head, block)?),
+            None => None,
+        };
         let mut reader = SnapshotReader {
             file,
             path,
-            at: HEADER_BYTES as u64,
+            at: (HEADER_BYTES + block.map_or(0, |b| b.len())) as u64,
             seed: crc32c::crc32c(&head),
+            seal,
+            frames: 0,
             chain: 0,
             records: 0,
             meta: SnapshotMeta { mark, meta: Vec::new() },
@@ -155,6 +169,93 @@ impl SnapshotStore {
             _ => return Err(reader.damaged("it does not begin with its description")),
         }
         Ok(reader)
+    }
+
+    /// Opens the file at a position, and checks its header.
+    fn head(&self, mark: Mark) -> Result<Opened> {
+        let path = self.dir.join(name(mark));
+        let file = self.disk.open(&path, OpenMode::Read).map_err(|e| StoreError::io("open", &path, e))?;
+        let mut head = [0; HEADER_BYTES];
+        let read = file.read_at(&mut head, 0).map_err(|e| StoreError::io("read", &path, e))?;
+        if read < HEADER_BYTES || head[..8] != *MAGIC {
+            return Err(StoreError::damaged(&path, 0, "the header is not one of a snapshot"));
+        }
+        let found = u16::from_le_bytes([head[8], head[9]]);
+        if found > FORMAT_VERSION {
+            return Err(StoreError::NewerFormat { path, found, supported: FORMAT_VERSION, by: None });
+        }
+        if head[60..] != crc32c::crc32c(&head[..60]).to_le_bytes() {
+            return Err(StoreError::damaged(&path, 0, "the checksum of the header does not match"));
+        }
+        let mut owner = Identity { cluster: ClusterId([0; 16]), node: 0 };
+        owner.cluster.0.copy_from_slice(&head[16..32]);
+        owner.node = u64::from_le_bytes([head[32], head[33], head[34], head[35], head[36], head[37], head[38], head[39]]);
+        if owner != self.identity {
+            return Err(StoreError::Foreign { path, found: owner.to_string(), expected: self.identity.to_string() });
+        }
+        if head[40..56] != header(owner, mark, false)[40..56] {
+            return Err(StoreError::damaged(&path, 40, "the file was renamed"));
+        }
+        let block = match head[10] {
+            0 => None,
+            1 => {
+                let mut block = [0; BLOCK_BYTES];
+                let read = file.read_at(&mut block, HEADER_BYTES as u64).map_err(|e| StoreError::io("read", &path, e))?;
+                if read < BLOCK_BYTES {
+                    return Err(StoreError::damaged(&path, 0, "it is cut"));
+                }
+                Some(block)
+            }
+            _ => return Err(StoreError::damaged(&path, 10, "the header has an unknown flag")),
+        };
+        Ok((path, file, head, block))
+    }
+
+    /// Which key a snapshot is sealed with; `None` when it is not sealed.
+    fn key_id(&self, mark: Mark) -> Result<Option<String>> {
+        let (path, _, head, block) = self.head(mark)?;
+        block.map(|block| block_id(&path, &head, &block)).transpose()
+    }
+
+    /// Ids of the keys that snapshots are sealed with; `None` stands for those that are not sealed.
+    ///
+    /// # Errors
+    /// A header cannot be read.
+    pub fn key_ids(&self) -> Result<BTreeSet<Option<String>>> {
+        let marks = self.marks.lock().clone();
+        marks.into_iter().map(|mark| self.key_id(mark)).collect()
+    }
+
+    /// Seals the newest snapshot with the first key of the keyring, if it is not, and then removes older ones that are not. Gives how many
+    /// were not. Without a keyring there is nothing to do.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`] when there is no space for a copy: everything is as it was.
+    pub fn reseal(&self) -> Result<usize> {
+        let Some(keyring) = &self.keyring else { return Ok(0) };
+        let current = Some(keyring.sealing_id().to_owned());
+        let marks = self.marks.lock().clone();
+        let mut old = 0;
+        for (i, mark) in marks.iter().enumerate().rev() {
+            if self.key_id(*mark)? == current {
+                continue;
+            }
+            old += 1;
+            if i + 1 == marks.len() {
+                let mut reader = self.read(*mark)?;
+                let mut writer = self.create(reader.meta())?;
+                while let Some(record) = reader.next_record()? {
+                    writer.push(&record)?;
+                }
+                writer.finish()?;
+            } else {
+                let path = self.path(*mark);
+                self.disk.remove_file(&path).map_err(|e| StoreError::io("remove", &path, e))?;
+                self.disk.sync_dir(&self.dir).map_err(|e| StoreError::io("sync", &self.dir, e))?;
+                self.marks.lock().retain(|m| m != mark);
+            }
+        }
+        Ok(old)
     }
 
     fn path(&self, mark: Mark) -> PathBuf {
@@ -170,10 +271,25 @@ pub struct SnapshotWriter<'a> {
     path: PathBuf,
     at: u64,
     seed: u32,
+    seal: Option<Seal>,
+    /// Frames so far: their numbers are the nonces.
+    frames: u64,
     chain: u32,
     records: u64,
     chunk: Vec<u8>,
     finished: bool,
+}
+
+/// The first eight bytes of a frame: length and kind.
+fn frame_aad((len, kind): (u32, u8)) -> [u8; 8] {
+    let mut head = [0; 8];
+    head[..4].copy_from_slice(&len.to_le_bytes());
+    head[4] = kind;
+    head
+}
+
+fn frame_crc(seed: u32, head: (u32, u8), bytes: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c_append(seed, &frame_aad(head)), bytes)
 }
 
 impl SnapshotWriter<'_> {
@@ -184,12 +300,20 @@ impl SnapshotWriter<'_> {
     }
 
     fn frame(&mut self, kind: u8, bytes: &[u8]) -> Result<()> {
-        let mut frame = Vec::with_capacity(FRAME_BYTES + bytes.len());
-        frame.extend((bytes.len() as u32).to_le_bytes());
-        frame.extend([kind, 0, 0, 0]);
-        let crc = crc32c::crc32c_append(crc32c::crc32c_append(self.seed, &frame), bytes);
-        frame.extend(crc.to_le_bytes());
+        let stored = bytes.len() + if self.seal.is_some() { TAG_BYTES } else { 0 };
+        let mut frame = Vec::with_capacity(FRAME_BYTES + stored);
+        let head = (stored as u32, kind);
+        frame.extend(frame_aad(head));
+        frame.extend([0; 4]);
         frame.extend(bytes);
+        if let Some(seal) = &self.seal {
+            seal.seal(numbered(self.frames.into()), &frame_aad(head), &mut frame, FRAME_BYTES)?;
+        }
+        self.frames += 1;
+        let crc = frame_crc(self.seed, head, frame.get(FRAME_BYTES..).unwrap_or_default());
+        if let Some(field) = frame.get_mut(8..FRAME_BYTES) {
+            field.copy_from_slice(&crc.to_le_bytes());
+        }
         self.chain = crc32c::crc32c_append(self.chain, &crc.to_le_bytes());
         self.write(&frame)
     }
@@ -251,6 +375,9 @@ pub struct SnapshotReader {
     path: PathBuf,
     at: u64,
     seed: u32,
+    seal: Option<Seal>,
+    /// Frames so far: their numbers are the nonces.
+    frames: u64,
     chain: u32,
     records: u64,
     meta: SnapshotMeta,
@@ -272,7 +399,7 @@ impl SnapshotReader {
         let mut head = [0; FRAME_BYTES];
         let read = self.file.read_at(&mut head, self.at).map_err(|e| StoreError::io("read", &self.path, e))?;
         let len = u32::from_le_bytes([head[0], head[1], head[2], head[3]]) as usize;
-        if read < FRAME_BYTES || len > MAX_RECORD + CHUNK_BYTES + 4 {
+        if read < FRAME_BYTES || len > MAX_RECORD + CHUNK_BYTES + 4 + TAG_BYTES {
             return Err(self.damaged("a frame is cut or has an impossible length"));
         }
         let mut bytes = vec![0; len];
@@ -284,6 +411,13 @@ impl SnapshotReader {
         if head[4] != END {
             self.chain = crc32c::crc32c_append(self.chain, &crc.to_le_bytes());
         }
+        if let Some(seal) = &self.seal {
+            match seal.open(numbered(self.frames.into()), &head[..8], &mut bytes).map(|text| text.len()) {
+                Some(len) => bytes.truncate(len),
+                None => return Err(self.damaged("the encryption of a frame does not match: it was changed, or is from another place")),
+            }
+        }
+        self.frames += 1;
         self.at += (FRAME_BYTES + len) as u64;
         Ok((head[4], bytes))
     }
@@ -343,13 +477,13 @@ mod tests {
     #[test]
     fn round_trip_and_the_newest_two_stay() {
         let tmp = tempfile::tempdir().unwrap();
-        let store = SnapshotStore::open(Arc::new(RealDisk), tmp.path(), id()).unwrap();
+        let store = SnapshotStore::open(Arc::new(RealDisk), tmp.path(), id(), None).unwrap();
         assert_eq!(store.newest(), None);
         for index in [5, 9, 12] {
             fill(&store, index, 80).unwrap();
         }
         drop(store.create(&meta(20)).unwrap());
-        let store = SnapshotStore::open(Arc::new(RealDisk), tmp.path(), id()).unwrap();
+        let store = SnapshotStore::open(Arc::new(RealDisk), tmp.path(), id(), None).unwrap();
         assert_eq!(store.newest(), Some(meta(12).mark));
         assert_eq!(*store.read(meta(12).mark).unwrap().meta(), meta(12));
         assert_eq!(count(&store, meta(12).mark).unwrap(), 80);
@@ -359,7 +493,7 @@ mod tests {
     #[test]
     fn every_flipped_byte_is_noticed() {
         let tmp = tempfile::tempdir().unwrap();
-        let store = SnapshotStore::open(Arc::new(RealDisk), tmp.path(), id()).unwrap();
+        let store = SnapshotStore::open(Arc::new(RealDisk), tmp.path(), id(), None).unwrap();
         fill(&store, 5, 3).unwrap();
         let path = tmp.path().join(name(meta(5).mark));
         let good = std::fs::read(&path).unwrap();
@@ -371,7 +505,7 @@ mod tests {
         }
         std::fs::write(&path, &good[..good.len() - 30]).unwrap();
         assert!(count(&store, meta(5).mark).unwrap_err().to_string().contains("the store is damaged"));
-        let other = SnapshotStore::open(Arc::new(RealDisk), tmp.path(), Identity { node: 2, ..id() }).unwrap();
+        let other = SnapshotStore::open(Arc::new(RealDisk), tmp.path(), Identity { node: 2, ..id() }, None).unwrap();
         std::fs::write(&path, &good).unwrap();
         assert!(matches!(count(&other, meta(5).mark), Err(StoreError::Foreign { .. })));
     }
@@ -383,12 +517,12 @@ mod tests {
             let dir = Path::new("/s");
             disk.create_dir_all(dir).unwrap();
             disk.sync_dir(Path::new("/")).unwrap();
-            let store = SnapshotStore::open(Arc::new(disk.clone()), dir, id()).unwrap();
+            let store = SnapshotStore::open(Arc::new(disk.clone()), dir, id(), None).unwrap();
             fill(&store, 5, 10).unwrap();
             disk.lose_power_after(stop);
             let done = fill(&store, 9, 10).is_ok();
             disk.power_cycle();
-            let store = SnapshotStore::open(Arc::new(disk), dir, id()).unwrap();
+            let store = SnapshotStore::open(Arc::new(disk), dir, id(), None).unwrap();
             let newest = store.newest().unwrap();
             assert_eq!(count(&store, newest).unwrap(), 10);
             if done {

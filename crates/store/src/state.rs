@@ -98,6 +98,7 @@ fn check(batch: &StateBatch) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::seal::testing::keyring;
 
     fn batch(index: u64, puts: &[(&str, usize)], deletes: &[&str]) -> StateBatch {
         StateBatch {
@@ -147,15 +148,40 @@ mod tests {
 
     #[test]
     fn sled() {
+        for keyring in [None, Some(keyring(&["a"]))] {
+            let tmp = tempfile::tempdir().unwrap();
+            conformance(&|| Box::new(SledState::open(&tmp.path().join("state"), keyring.clone()).unwrap()), true);
+        }
+    }
+
+    #[test]
+    fn a_sealed_cache_shows_no_value_and_opens_under_its_key_alone() {
         let tmp = tempfile::tempdir().unwrap();
-        conformance(&|| Box::new(SledState::open(&tmp.path().join("state")).unwrap()), true);
+        let path = tmp.path().join("state");
+        let open = |ids: &[&str]| SledState::open(&path, (!ids.is_empty()).then(|| keyring(ids)));
+        let s = open(&["b", "a"]).unwrap();
+        let puts = vec![(b"k1".to_vec(), b"a clear text".repeat(1000)), (b"k2".to_vec(), b"another text".to_vec())];
+        s.apply(StateBatch { puts, ..batch(1, &[], &[]) }).unwrap();
+        drop(s);
+        let found = |text: &[u8]| std::fs::read(path.join("db")).unwrap().windows(text.len()).any(|w| w == text);
+        assert!(!found(b"clear text") && !found(b"another text"), "a value can be read in the file");
+        assert_eq!(open(&["b"]).unwrap().load().unwrap().unwrap().values.get(b"k2".as_slice()).unwrap(), b"another text");
+        for (ids, expected) in [(&[][..], "no keys are configured"), (&["a", "b"], "the first one is \"a\""), (&["a"], "with the key \"b\"")] {
+            let message = open(ids).err().map(|e| e.to_string()).unwrap_or_default();
+            assert!(message.contains(expected), "{ids:?}: {message}");
+        }
+        SledState::wipe(&path).unwrap();
+        let s = open(&[]).unwrap();
+        s.apply(batch(1, &[("a", 10)], &[])).unwrap();
+        drop(s);
+        assert!(open(&["a"]).err().is_some_and(|e| e.to_string().contains("it is not encrypted")));
     }
 
     /// sled never syncs files in `blobs`.
     #[test]
     fn large_values_stay_in_the_file_that_is_synced() {
         let tmp = tempfile::tempdir().unwrap();
-        let s = SledState::open(tmp.path()).unwrap();
+        let s = SledState::open(tmp.path(), None).unwrap();
         for n in 1..12 {
             let names: Vec<String> = (0..n).map(|i| format!("{}{i}-{n}", "k".repeat(60))).collect();
             let puts: Vec<(&str, usize)> = names.iter().map(|name| (name.as_str(), 150_000 * n)).collect();
@@ -164,13 +190,13 @@ mod tests {
         let blobs: Vec<u64> = std::fs::read_dir(tmp.path().join("blobs")).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).collect();
         assert_eq!(blobs, []);
         drop(s);
-        assert_eq!(sizes(&SledState::open(tmp.path()).unwrap()).1.len(), 66);
+        assert_eq!(sizes(&SledState::open(tmp.path(), None).unwrap()).1.len(), 66);
     }
 
     #[test]
     fn a_cache_that_cannot_be_read_is_an_error_not_a_panic() {
         let tmp = tempfile::tempdir().unwrap();
-        let s = SledState::open(tmp.path()).unwrap();
+        let s = SledState::open(tmp.path(), None).unwrap();
         s.apply(batch(1, &[("a", 50_000), ("b", 50_000)], &[])).unwrap();
         drop(s);
         let path = tmp.path().join("db");
@@ -182,14 +208,14 @@ mod tests {
             }
             std::fs::write(&path, &bad).unwrap();
             // sled may not notice, notice, or panic. What it gives back is right or nothing.
-            if let Ok(Some(StateImage { mark, values: map })) = SledState::open(tmp.path()).and_then(|s| s.load()) {
+            if let Ok(Some(StateImage { mark, values: map })) = SledState::open(tmp.path(), None).and_then(|s| s.load()) {
                 assert_eq!((mark.mark.index, map.len()), (1, 2), "byte {at}");
                 assert!(map.values().all(|v| v.len() == 50_000));
             }
         }
         std::fs::write(&path, vec![7; 1000]).unwrap();
-        let _ = SledState::open(tmp.path()).and_then(|s| s.load());
+        let _ = SledState::open(tmp.path(), None).and_then(|s| s.load());
         SledState::wipe(tmp.path()).unwrap();
-        assert_eq!(SledState::open(tmp.path()).unwrap().load().unwrap(), None);
+        assert_eq!(SledState::open(tmp.path(), None).unwrap().load().unwrap(), None);
     }
 }

@@ -3,8 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// Version of the on-disk layout (directory, log, snapshots). A newer one is refused at open.
-pub const FORMAT_VERSION: u16 = 1;
+/// Version of the on-disk layout (directory, log, snapshots). A newer one is refused at open, an older one is upgraded.
+///
+/// 1: the first. 2: files may be sealed ([`crate::seal`]); membership records of version 2.
+pub const FORMAT_VERSION: u16 = 2;
 
 /// Random 128-bit identifier of a cluster, written as a UUID.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -3,13 +3,14 @@
 use super::{
     LogRecord, LogState, LogStore, MAX_RECORD_BYTES,
     format::{
-        HEADER_BYTES, Kind, Parsed, RECORD_HEADER_BYTES, check_segment_header, parse_record, record_bytes, seed, segment_header,
+        HEADER_BYTES, Kind, Sealer, open_payload, parse_record, payload_start, record_bytes, seed, segment_header, stored_len,
         write_record,
     },
 };
 use crate::{
     disk::{Disk, DiskFile, OpenMode},
     error::{Result, StoreError},
+    seal::{Keyring, Nonces, Seal},
     types::{HardState, Identity, Mark},
 };
 use bytes::Bytes;
@@ -22,8 +23,6 @@ use std::{
     time::Duration,
 };
 
-/// A segment is read whole at open; a larger file is not ours.
-const MAX_SEGMENT_BYTES: u64 = 1 << 30;
 const SPARE: &str = "spare.tmp";
 
 /// Sizes of a log.
@@ -41,68 +40,76 @@ impl Default for FileLogOptions {
 
 /// The log of one node in a directory of its own.
 pub struct FileLog {
-    disk: Arc<dyn Disk>,
-    dir: PathBuf,
-    identity: Identity,
-    seed: u32,
-    options: FileLogOptions,
-    inner: Mutex<Inner>,
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) dir: PathBuf,
+    pub(super) identity: Identity,
+    pub(super) seed: u32,
+    pub(super) options: FileLogOptions,
+    pub(super) keyring: Option<Arc<Keyring>>,
+    pub(super) inner: Mutex<Inner>,
 }
 
-struct Segment {
-    number: u64,
-    path: PathBuf,
-    file: Arc<dyn DiskFile>,
+pub(super) struct Segment {
+    pub(super) number: u64,
+    pub(super) path: PathBuf,
+    pub(super) file: Arc<dyn DiskFile>,
+    /// Key of a sealed one.
+    pub(super) seal: Option<Arc<Seal>>,
+    /// Sequence number of its first record.
+    pub(super) first_seq: u64,
 }
 
 /// Where an entry is.
 #[derive(Clone, Copy)]
-struct Slot {
-    term: u64,
-    segment: u64,
-    offset: u64,
-    payload_len: u32,
+pub(super) struct Slot {
+    pub(super) term: u64,
+    pub(super) segment: u64,
+    pub(super) offset: u64,
+    /// As it is stored.
+    pub(super) payload_len: u32,
 }
 
 #[derive(Default)]
-struct Inner {
+pub(super) struct Inner {
     /// Consecutive numbers; the last one is written.
-    segments: VecDeque<Segment>,
+    pub(super) segments: VecDeque<Segment>,
     /// Index of the first slot.
-    first: u64,
-    slots: VecDeque<Slot>,
-    hard: Option<HardState>,
-    committed: Option<Mark>,
-    purged: Option<Mark>,
+    pub(super) first: u64,
+    pub(super) slots: VecDeque<Slot>,
+    pub(super) hard: Option<HardState>,
+    pub(super) committed: Option<Mark>,
+    pub(super) purged: Option<Mark>,
     /// Where the next record goes in the last segment, and how large that file is.
-    tail: u64,
-    capacity: u64,
+    pub(super) tail: u64,
+    pub(super) capacity: u64,
     /// Sequence number of the next record; all below `synced` are durable.
-    seq: u64,
-    synced: u64,
-    spare: Option<Arc<dyn DiskFile>>,
+    pub(super) seq: u64,
+    pub(super) synced: u64,
+    pub(super) spare: Option<Arc<dyn DiskFile>>,
     /// Segments below this number hold nothing that is needed once the purge is durable.
-    obsolete_below: u64,
-    poisoned: Option<String>,
+    pub(super) obsolete_below: u64,
+    pub(super) poisoned: Option<String>,
+    /// For sealed records; `Some` as soon as one is written.
+    pub(super) nonces: Option<Nonces>,
 }
 
 impl Inner {
-    fn last(&self) -> Option<Mark> {
+    pub(super) fn last(&self) -> Option<Mark> {
         match self.slots.back() {
             Some(slot) => Some(Mark { index: self.first + self.slots.len() as u64 - 1, term: slot.term }),
             None => self.purged,
         }
     }
-    fn next_index(&self) -> u64 {
+    pub(super) fn next_index(&self) -> u64 {
         self.last().map_or(0, |m| m.index + 1)
     }
-    fn slot(&self, index: u64) -> Option<Slot> {
+    pub(super) fn slot(&self, index: u64) -> Option<Slot> {
         self.slots.get(usize::try_from(index.checked_sub(self.first)?).ok()?).copied()
     }
-    fn truncate_from(&mut self, index: u64) {
+    pub(super) fn truncate_from(&mut self, index: u64) {
         self.slots.truncate(usize::try_from(index.saturating_sub(self.first)).unwrap_or(usize::MAX));
     }
-    fn purge_to(&mut self, mark: Mark) {
+    pub(super) fn purge_to(&mut self, mark: Mark) {
         if self.purged.is_none_or(|p| p.index < mark.index) {
             self.purged = Some(mark);
         }
@@ -117,21 +124,28 @@ impl Inner {
             self.first = self.next_index();
         }
     }
-    fn file_of(&self, number: u64) -> Option<&Segment> {
+    pub(super) fn file_of(&self, number: u64) -> Option<&Segment> {
         let front = self.segments.front()?.number;
         self.segments.get(usize::try_from(number.checked_sub(front)?).ok()?)
     }
 }
 
-fn segment_name(number: u64) -> String {
+pub(super) fn segment_name(number: u64) -> String {
     format!("{number:016x}.log")
 }
 
 impl FileLog {
     /// Opens the log in `dir`, which exists; an empty directory is an empty log. A torn tail is cut off; damage to what was durable is an
-    /// error, and then no file was changed.
-    pub fn open(disk: Arc<dyn Disk>, dir: &Path, identity: Identity, options: FileLogOptions) -> Result<FileLog> {
-        let log = FileLog { disk, dir: dir.to_path_buf(), identity, seed: seed(identity), options, inner: Mutex::new(Inner::default()) };
+    /// error, as is a segment whose key `keyring` does not have ([`StoreError::Locked`]), and then no file was changed. With a keyring
+    /// everything that is written is sealed; older segments stay as they are until [`FileLog::reseal`].
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        identity: Identity,
+        options: FileLogOptions,
+        keyring: Option<Arc<Keyring>>,
+    ) -> Result<FileLog> {
+        let log = FileLog::closed(disk, dir, identity, options, keyring);
         let mut inner = log.recover()?;
         if inner.segments.is_empty() {
             log.roll(&mut inner, 0)?;
@@ -140,146 +154,47 @@ impl FileLog {
         Ok(log)
     }
 
-    fn recover(&self) -> Result<Inner> {
-        let names = self.disk.list(&self.dir).map_err(|e| StoreError::io("read", &self.dir, e))?;
-        let mut numbers = Vec::new();
-        let mut leftovers = Vec::new();
-        for name in &names {
-            match name.strip_suffix(".log").filter(|hex| hex.len() == 16).and_then(|hex| u64::from_str_radix(hex, 16).ok()) {
-                Some(number) => numbers.push(number),
-                None if name.ends_with(".tmp") => leftovers.push(self.dir.join(name)),
-                None => {}
-            }
-        }
-        numbers.sort_unstable();
-        // Purged segments may come back after a power loss, in any subset: only the consecutive run that ends with the last one counts.
-        let start =
-            (1..numbers.len()).rev().find(|i| numbers.get(*i - 1).zip(numbers.get(*i)).is_some_and(|(a, b)| a + 1 != *b)).unwrap_or(0);
-        leftovers.extend(numbers.iter().take(start).map(|n| self.dir.join(segment_name(*n))));
-        let mut inner = Inner::default();
-        let mut cut = None;
-        let count = numbers.len();
-        for (i, number) in numbers.iter().enumerate().skip(start) {
-            cut = self.replay(&mut inner, *number, i == start, i + 1 == count)?;
-        }
-        if let Some(purged) = inner.purged {
-            inner.purge_to(purged);
-        }
-        if !inner.slots.is_empty()
-            && inner.first > inner.purged.map_or(0, |p| p.index + 1)
-            && let Some(segment) = inner.segments.front()
-        {
-            return Err(StoreError::damaged(
-                &segment.path,
-                0,
-                format!("the segment before it is missing: entries below {} are gone", inner.first),
-            ));
-        }
-        // An entry is written before the record that says it is committed, so it can only be absent because a file is.
-        if let (Some(committed), Some(segment)) = (inner.committed, inner.segments.front())
-            && inner.last().is_none_or(|last| last.index < committed.index)
-        {
-            let what = format!("entries up to {committed} were committed and are gone: are segments before it missing?");
-            return Err(StoreError::damaged(&segment.path, 0, what));
-        }
-        // Nothing was changed up to here. From here on nothing that was durable is touched.
-        if let (Some(at), Some(segment)) = (cut, inner.segments.back()) {
-            tracing::warn!("{}: cutting an incomplete record at byte {at}, it was never acknowledged", segment.path.display());
-            segment.file.truncate(at).map_err(|e| StoreError::io("truncate", &segment.path, e))?;
-        }
-        if let Some(segment) = inner.segments.back() {
-            // A full disk may refuse to reserve; the log is still readable then.
-            let capacity = self.options.segment_bytes.max(inner.tail);
-            if inner.capacity < capacity || cut.is_some() {
-                inner.capacity = if segment.file.allocate(capacity).is_ok() { capacity } else { inner.tail };
-            }
-            segment.file.sync_data().map_err(|e| StoreError::io("sync", &segment.path, e))?;
-            inner.synced = inner.seq;
-        }
-        for path in leftovers {
-            self.disk.remove_file(&path).map_err(|e| StoreError::io("remove", &path, e))?;
-        }
-        Ok(inner)
+    pub(super) fn closed(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        identity: Identity,
+        options: FileLogOptions,
+        keyring: Option<Arc<Keyring>>,
+    ) -> FileLog {
+        FileLog { disk, dir: dir.to_path_buf(), identity, seed: seed(identity), options, keyring, inner: Mutex::new(Inner::default()) }
     }
 
-    /// Reads one segment into `inner`. Gives the offset of a torn tail, if there is one.
-    fn replay(&self, inner: &mut Inner, number: u64, is_first: bool, is_last: bool) -> Result<Option<u64>> {
-        let path = self.dir.join(segment_name(number));
-        let file =
-            self.disk.open(&path, if is_last { OpenMode::Write } else { OpenMode::Read }).map_err(|e| StoreError::io("open", &path, e))?;
-        let len = file.len().map_err(|e| StoreError::io("read", &path, e))?;
-        if len > MAX_SEGMENT_BYTES {
-            return Err(StoreError::damaged(&path, 0, "it is too large"));
-        }
-        let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
-        let read = file.read_at(&mut bytes, 0).map_err(|e| StoreError::io("read", &path, e))?;
-        bytes.truncate(read);
-        let first_seq = check_segment_header(&path, &bytes, self.identity, number)?;
-        if !is_first && first_seq != inner.seq {
-            return Err(StoreError::damaged(
-                &path,
-                48,
-                format!("it starts at record {first_seq}, the segment before it ends at {}", inner.seq),
-            ));
-        }
-        inner.seq = first_seq;
-        let mut at = HEADER_BYTES;
-        while let Some(record) = bytes.get(at..).and_then(|rest| parse_record(rest, self.seed)).filter(|r| r.seq == inner.seq) {
-            self.replay_record(inner, &path, number, at as u64, record)?;
-            inner.seq += 1;
-            at += record.total;
-        }
-        let rest = bytes.get(at..).unwrap_or_default();
-        let clean = rest.iter().all(|b| *b == 0);
-        if !clean {
-            // Torn, unless a later record proves that this one was durable.
-            let later = (0..rest.len()).step_by(8).filter_map(|o| parse_record(rest.get(o..)?, self.seed)).find(|r| r.synced > inner.seq);
-            if let Some(later) = later {
-                let what = format!("record {} is unreadable, record {} shows that it had been written", inner.seq, later.seq);
-                return Err(StoreError::damaged(&path, at as u64, what));
-            }
-        }
-        if !clean && !is_last {
-            return Err(StoreError::damaged(&path, at as u64, "an unreadable record in a completed segment"));
-        }
-        inner.segments.push_back(Segment { number, path, file });
-        (inner.tail, inner.capacity) = (at as u64, len);
-        Ok((!clean).then_some(at as u64))
+    /// Whether a segment is sealed, or not, as what is written now.
+    pub(super) fn is_current(&self, segment: &Segment) -> bool {
+        segment.seal.as_ref().map(|s| s.id()) == self.keyring.as_ref().map(|k| k.sealing_id())
     }
 
-    fn replay_record(&self, inner: &mut Inner, path: &Path, segment: u64, offset: u64, record: Parsed) -> Result<()> {
-        match record.kind {
-            Kind::Entry(mark) => {
-                if inner.slots.is_empty() {
-                    inner.first = mark.index;
-                } else if mark.index != inner.next_index() {
-                    return Err(StoreError::damaged(
-                        path,
-                        offset,
-                        format!("entry {mark} follows entry {}", inner.next_index().saturating_sub(1)),
-                    ));
-                }
-                inner.slots.push_back(Slot { term: mark.term, segment, offset, payload_len: record.payload_len as u32 });
-            }
-            Kind::Hard(hard) => inner.hard = Some(hard),
-            Kind::Committed(mark) => inner.committed = Some(mark),
-            Kind::Truncate(index) => inner.truncate_from(index),
-            Kind::Purge(mark) => inner.purge_to(mark),
-        }
-        Ok(())
+    /// Seals a segment whose header is `context`, if there is a keyring. Gives what follows the header.
+    pub(super) fn new_seal(&self, context: &[u8]) -> Result<(Option<Arc<Seal>>, Vec<u8>)> {
+        let Some(keyring) = &self.keyring else { return Ok((None, Vec::new())) };
+        let (seal, block) = keyring.seal(context)?;
+        Ok((Some(Arc::new(seal)), block.to_vec()))
+    }
+
+    /// What seals the records of a segment with this seal.
+    pub(super) fn sealer<'a>(&self, seal: Option<&'a Arc<Seal>>, nonces: &'a mut Option<Nonces>) -> Option<Sealer<'a>> {
+        let keyring = self.keyring.as_ref()?;
+        seal.map(|seal| Sealer { seal, nonces: nonces.get_or_insert_with(|| Nonces::new(keyring)) })
     }
 
     /// Starts a new segment that has room for `needed` bytes. The current one is made durable before, so that only the last segment can
     /// have a torn tail. The new one begins with the state that earlier segments hold, so that these can be removed.
-    fn roll(&self, inner: &mut Inner, needed: u64) -> Result<()> {
+    pub(super) fn roll(&self, inner: &mut Inner, needed: u64) -> Result<()> {
         self.sync_current(inner)?;
         let number = inner.segments.back().map_or(0, |s| s.number + 1);
         let path = self.dir.join(segment_name(number));
-        let mut head = segment_header(self.identity, number, inner.seq).to_vec();
-        let mut seq = inner.seq;
+        let mut head = segment_header(self.identity, number, inner.seq, self.keyring.is_some()).to_vec();
+        let (seal, block) = self.new_seal(&head)?;
+        head.extend(block);
+        let (first_seq, mut seq) = (inner.seq, inner.seq);
         let facts = [inner.hard.map(Kind::Hard), inner.purged.map(Kind::Purge), inner.committed.map(Kind::Committed)];
         for kind in facts.into_iter().flatten() {
-            write_record(&mut head, self.seed, seq, inner.seq, kind, &[]);
+            write_record(&mut head, self.seed, (seq, first_seq), kind, &[], self.sealer(seal.as_ref(), &mut inner.nonces))?;
             seq += 1;
         }
         let capacity = self.options.segment_bytes.max(head.len() as u64 + needed);
@@ -299,14 +214,14 @@ impl FileLog {
             inner.poisoned = Some(err.to_string());
             return Err(err);
         }
-        inner.segments.push_back(Segment { number, path, file });
+        inner.segments.push_back(Segment { number, path, file, seal, first_seq });
         (inner.tail, inner.capacity) = (head.len() as u64, capacity);
         (inner.seq, inner.synced) = (seq, seq);
         Ok(())
     }
 
     /// Makes a file with reserved space. Nothing is left behind when there is none.
-    fn reserve(&self, path: &Path, capacity: u64) -> Result<Arc<dyn DiskFile>> {
+    pub(super) fn reserve(&self, path: &Path, capacity: u64) -> Result<Arc<dyn DiskFile>> {
         let made = self.disk.open(path, OpenMode::Create).and_then(|file| {
             file.allocate(capacity)?;
             file.sync_data()?;
@@ -332,17 +247,20 @@ impl FileLog {
         if let Some(reason) = &inner.poisoned {
             return Err(StoreError::Poisoned { reason: reason.clone() });
         }
-        let needed: u64 = records.clone().map(|(_, payload)| record_bytes(payload.len()) as u64).sum();
-        if inner.tail + needed > inner.capacity.max(HEADER_BYTES as u64) {
+        let sealed = self.keyring.is_some();
+        let needed: u64 = records.clone().map(|(_, payload)| record_bytes(stored_len(payload.len(), sealed)) as u64).sum();
+        let current = inner.segments.back().is_some_and(|s| self.is_current(s));
+        if !current || inner.tail + needed > inner.capacity.max(HEADER_BYTES as u64) {
             self.roll(inner, needed)?;
         }
         let mut bytes = Vec::with_capacity(usize::try_from(needed).unwrap_or(0));
         let mut seq = inner.seq;
+        let Some(segment) = inner.segments.back() else { return Err(StoreError::Invalid("the log has no segment".to_owned())) };
         for (kind, payload) in records {
-            write_record(&mut bytes, self.seed, seq, inner.synced, kind, payload);
+            let sealer = self.sealer(segment.seal.as_ref(), &mut inner.nonces);
+            write_record(&mut bytes, self.seed, (seq, inner.synced), kind, payload, sealer)?;
             seq += 1;
         }
-        let Some(segment) = inner.segments.back() else { return Err(StoreError::Invalid("the log has no segment".to_owned())) };
         if let Err(e) = segment.file.write_at(&bytes, inner.tail) {
             let err = StoreError::io("write to", &segment.path, e);
             // What was written in part must not be found behind the next record.
@@ -405,8 +323,9 @@ impl LogStore for FileLog {
             inner.first = entries.first().map_or(0, |e| e.mark.index);
         }
         for entry in entries {
-            inner.slots.push_back(Slot { term: entry.mark.term, segment, offset, payload_len: entry.payload.len() as u32 });
-            offset += record_bytes(entry.payload.len()) as u64;
+            let stored = stored_len(entry.payload.len(), self.keyring.is_some());
+            inner.slots.push_back(Slot { term: entry.mark.term, segment, offset, payload_len: stored as u32 });
+            offset += record_bytes(stored) as u64;
         }
         Ok(())
     }
@@ -452,22 +371,25 @@ impl LogStore for FileLog {
                     break;
                 }
                 let Some(segment) = inner.file_of(slot.segment) else { break };
-                found.push((index, slot, segment.file.clone(), segment.path.clone()));
+                found.push((index, slot, segment.file.clone(), segment.path.clone(), segment.seal.clone()));
             }
         }
         found
             .into_iter()
-            .map(|(index, slot, file, path)| {
+            .map(|(index, slot, file, path, seal)| {
                 let mut bytes = vec![0; record_bytes(slot.payload_len as usize)];
                 let read = file.read_at(&mut bytes, slot.offset).map_err(|e| StoreError::io("read", &path, e))?;
                 bytes.truncate(read);
                 let mark = Mark { index, term: slot.term };
-                match parse_record(&bytes, self.seed) {
-                    Some(record) if record.kind == Kind::Entry(mark) => {
-                        let end = RECORD_HEADER_BYTES + record.payload_len;
-                        Ok(LogRecord { mark, payload: Bytes::from(bytes).slice(RECORD_HEADER_BYTES..end) })
-                    }
-                    _ => Err(StoreError::damaged(&path, slot.offset, format!("entry {mark} is unreadable"))),
+                let record = parse_record(&bytes, self.seed).filter(|record| record.kind == Kind::Entry(mark));
+                let range = record.and_then(|record| {
+                    let len = open_payload(&mut bytes, &record, seal.as_deref())?.len();
+                    let start = payload_start(record.sealed);
+                    Some(start..start + len)
+                });
+                match range {
+                    Some(range) => Ok(LogRecord { mark, payload: Bytes::from(bytes).slice(range) }),
+                    None => Err(StoreError::damaged(&path, slot.offset, format!("entry {mark} is unreadable"))),
                 }
             })
             .collect()

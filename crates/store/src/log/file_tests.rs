@@ -19,7 +19,7 @@ fn scripted(seed: u64) -> ScriptedDisk {
     disk
 }
 fn open(disk: &ScriptedDisk) -> Result<FileLog> {
-    FileLog::open(Arc::new(disk.clone()), Path::new("/log"), id(), SMALL)
+    FileLog::open(Arc::new(disk.clone()), Path::new("/log"), id(), SMALL, None)
 }
 fn indices(log: &FileLog) -> Vec<(u64, u64)> {
     log.read(0..10_000, usize::MAX).unwrap().iter().map(|r| (r.mark.index, r.mark.term)).collect()
@@ -35,7 +35,7 @@ fn all(log: &FileLog) -> Vec<LogRecord> {
 #[test]
 fn everything_is_found_again() {
     let tmp = tempfile::tempdir().unwrap();
-    let open = || FileLog::open(Arc::new(RealDisk), tmp.path(), id(), SMALL).unwrap();
+    let open = || FileLog::open(Arc::new(RealDisk), tmp.path(), id(), SMALL, None).unwrap();
     let log = open();
     assert_eq!(log.state(), LogState::default());
     let hard = HardState { term: 3, voted_for: 1, committed: true };
@@ -185,7 +185,7 @@ fn another_identity_is_refused() {
     let disk = scripted(1);
     drop(open(&disk).unwrap());
     let other = Identity { node: 2, ..id() };
-    let err = FileLog::open(Arc::new(disk), Path::new("/log"), other, SMALL).err();
+    let err = FileLog::open(Arc::new(disk), Path::new("/log"), other, SMALL, None).err();
     assert!(matches!(err, Some(StoreError::Foreign { .. })), "{err:?}");
 }
 

@@ -3,14 +3,18 @@
 //! All calls run on one thread behind a panic boundary. sled's `flush` does not make data durable on Linux, so a second descriptor on its
 //! file is synced after it. Values are split into parts below the size at which sled writes files that it never syncs. The mark carries
 //! count and digest of everything stored: a cache that lost or kept part of a batch is found out at load.
+//!
+//! With a keyring, values and mark are sealed ([`crate::seal`]) with a key that the cache gets when it is made. A cache under another key, or
+//! under none, is an error: it is deleted and made anew, so that nothing of it stays in sled's files.
 
 use super::{
     StateBatch, StateImage, StateMark, StateStore, check,
-    parts::{digest, part_key, read_part, split, split_key},
+    parts::{digest, open_bytes, part_key, place, read_part, seal_bytes, split, split_key},
 };
 use crate::{
     codec::{self, Tag},
     error::{Result, StoreError},
+    seal::{BLOCK_BYTES, Keyring, Nonces, Seal, unlock},
     types::Mark,
 };
 use serde::{Deserialize, Serialize};
@@ -21,7 +25,7 @@ use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::mpsc,
+    sync::{Arc, mpsc},
     thread,
     time::Duration,
 };
@@ -29,6 +33,9 @@ use std::{
 const TREE: &str = "state";
 const META_TREE: &str = "meta";
 const MARK_KEY: &[u8] = b"mark";
+/// The block of [`crate::seal`] of a sealed cache.
+const SEAL_KEY: &[u8] = b"seal";
+const CONTEXT: &[u8] = b"ikada state cache 1";
 const CACHE_BYTES: u64 = 64 << 20;
 /// How often, and after which pauses, the lock of an earlier handle is tried again.
 const LOCK_TRIES: u32 = 100;
@@ -65,13 +72,13 @@ fn guarded<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
 }
 
 impl SledState {
-    /// Opens or makes a cache in a directory of its own.
-    pub fn open(dir: &Path) -> Result<SledState> {
+    /// Opens or makes a cache in a directory of its own. With a keyring it is sealed with the first key; one that is not is an error.
+    pub fn open(dir: &Path, keyring: Option<Arc<Keyring>>) -> Result<SledState> {
         let (jobs, todo) = mpsc::channel::<Job>();
         let (opened, result) = mpsc::sync_channel(1);
         let dir = dir.to_path_buf();
         let work = move || {
-            let mut db = match guarded(|| Db::open(&dir)) {
+            let mut db = match guarded(|| Db::open(&dir, keyring.as_deref())) {
                 Ok(db) => db,
                 Err(e) => {
                     opened.send(Err(e)).ok();
@@ -137,14 +144,36 @@ struct Db {
     /// Kept open, so that errors of write-back are reported to it.
     file: File,
     mark: Option<MarkRecordV1>,
+    sealer: Option<Sealer>,
     /// First failure; afterwards nothing is tried, since what sled holds is unknown.
     broken: Option<String>,
     /// Blob files were noticed.
     warned: Cell<bool>,
 }
 
+struct Sealer {
+    seal: Seal,
+    block: [u8; BLOCK_BYTES],
+    nonces: Nonces,
+}
+
+impl Sealer {
+    /// The sealer of a cache that holds `stored`, or of a new one.
+    fn new(keyring: &Keyring, path: &Path, stored: Option<&[u8]>) -> Result<Sealer> {
+        let (seal, block) = match stored.map(<[u8; BLOCK_BYTES]>::try_from) {
+            None => keyring.seal(CONTEXT)?,
+            Some(Ok(block)) => (unlock(Some(keyring), path, CONTEXT, &block)?, block),
+            Some(Err(_)) => return Err(cache("the description of its encryption is cut")),
+        };
+        if seal.id() != keyring.sealing_id() {
+            return Err(cache(format!("it is encrypted with the key {:?}, the first one is {:?} now", seal.id(), keyring.sealing_id())));
+        }
+        Ok(Sealer { seal, block, nonces: Nonces::new(keyring) })
+    }
+}
+
 impl Db {
-    fn open(dir: &Path) -> Result<Db> {
+    fn open(dir: &Path, keyring: Option<&Keyring>) -> Result<Db> {
         fs::create_dir_all(dir).map_err(|e| StoreError::io("create", dir, e))?;
         let config =
             sled::Config::default().path(dir).cache_capacity(CACHE_BYTES).flush_every_ms(None).mode(sled::Mode::LowSpace).temporary(false);
@@ -162,11 +191,25 @@ impl Db {
         let path = dir.join("db");
         let file = File::options().read(true).write(true).open(&path).map_err(|e| StoreError::io("open", &path, e))?;
         File::open(dir).and_then(|d| d.sync_all()).map_err(|e| StoreError::io("sync", dir, e))?;
-        let mark = match meta.get(MARK_KEY).map_err(cache)? {
-            Some(bytes) => Some(codec::decode(MARK_TAG, &bytes).map_err(cache)?),
-            None => None,
+        let block = meta.get(SEAL_KEY).map_err(cache)?;
+        let sealer = match (keyring, &block) {
+            (None, None) => None,
+            (None, Some(_)) => return Err(cache("it is encrypted, and no keys are configured")),
+            (Some(_), None) if !state.is_empty() || !meta.is_empty() => return Err(cache("it is not encrypted")),
+            (Some(keyring), block) => {
+                let sealer = Sealer::new(keyring, &path, block.as_deref())?;
+                if block.is_none() {
+                    meta.insert(SEAL_KEY, sealer.block.as_slice()).map_err(cache)?;
+                }
+                Some(sealer)
+            }
         };
-        Ok(Db { dir: dir.to_path_buf(), db, state, meta, file, mark, broken: None, warned: Cell::new(false) })
+        let mark = match (meta.get(MARK_KEY).map_err(cache)?, &sealer) {
+            (Some(bytes), Some(s)) => Some(codec::decode(MARK_TAG, &open_bytes(&s.seal, MARK_KEY, &bytes).map_err(cache)?).map_err(cache)?),
+            (Some(bytes), None) => Some(codec::decode(MARK_TAG, &bytes).map_err(cache)?),
+            (None, _) => None,
+        };
+        Ok(Db { dir: dir.to_path_buf(), db, state, meta, file, mark, sealer, broken: None, warned: Cell::new(false) })
     }
 
     fn sync(&self) -> Result<()> {
@@ -196,13 +239,13 @@ impl Db {
             while part < parts {
                 let stored_key = part_key(key, part);
                 let Some(stored) = self.state.get(&stored_key).map_err(cache)? else { break };
-                let (n, chunk) = read_part(&stored_key, &stored).map_err(cache)?;
+                let found = read_part(&stored_key, &stored).map_err(cache)?;
                 if part == 0 {
                     count = count.saturating_sub(1);
                     bytes = bytes.saturating_sub(key.len() as u64);
                 }
-                parts = n;
-                bytes = bytes.saturating_sub(chunk.len() as u64);
+                parts = found.parts;
+                bytes = bytes.saturating_sub(found.len() as u64);
                 sum ^= digest(&stored_key, &stored);
                 writes.remove(stored_key);
                 part += 1;
@@ -210,7 +253,8 @@ impl Db {
             if let Some(value) = value {
                 count += 1;
                 bytes += (key.len() + value.len()) as u64;
-                for (stored_key, stored) in split(key, value).map_err(cache)? {
+                let sealer = self.sealer.as_mut().map(|s| (&s.seal, &mut s.nonces));
+                for (stored_key, stored) in split(key, value, sealer).map_err(cache)? {
                     sum ^= digest(&stored_key, &stored);
                     writes.insert(stored_key, stored);
                 }
@@ -219,7 +263,11 @@ impl Db {
         let StateMark { mark, meta } = batch.mark;
         let record = MarkRecordV1 { index: mark.index, term: mark.term, meta, count, bytes, digest: sum };
         self.state.apply_batch(writes).map_err(cache)?;
-        self.meta.insert(MARK_KEY, codec::encode(MARK_TAG, &record).map_err(cache)?).map_err(cache)?;
+        let mut encoded = codec::encode(MARK_TAG, &record).map_err(cache)?;
+        if let Some(s) = &mut self.sealer {
+            encoded = seal_bytes(&s.seal, &mut s.nonces, MARK_KEY, &encoded).map_err(cache)?;
+        }
+        self.meta.insert(MARK_KEY, encoded).map_err(cache)?;
         self.sync()?;
         self.mark = Some(record);
         Ok(())
@@ -234,7 +282,8 @@ impl Db {
             let (stored_key, stored) = pair.map_err(cache)?;
             sum ^= digest(&stored_key, &stored);
             let (key, part) = split_key(&stored_key).map_err(cache)?;
-            let (parts, chunk) = read_part(&stored_key, &stored).map_err(cache)?;
+            let found = read_part(&stored_key, &stored).map_err(cache)?;
+            let parts = found.parts;
             let follows = match &open {
                 Some((k, next, all)) if next < all => k == key && part == *next && parts == *all,
                 _ => part == 0,
@@ -242,7 +291,12 @@ impl Db {
             if !follows || parts == 0 {
                 return Err(cache("a part of a value is missing"));
             }
-            map.entry(key.to_vec()).or_default().extend(chunk);
+            let value = map.entry(key.to_vec()).or_default();
+            match (&self.sealer, found.sealed) {
+                (None, false) => value.extend(found.bytes),
+                (Some(s), true) => value.extend(open_bytes(&s.seal, &place(&stored_key, parts), found.bytes).map_err(cache)?),
+                _ => return Err(cache("some of its values are encrypted, some are not")),
+            }
             open = Some((key.to_vec(), part + 1, parts));
         }
         if open.is_some_and(|(_, next, all)| next != all) || map.len() as u64 != mark.count || sum != mark.digest {
@@ -256,6 +310,9 @@ impl Db {
         self.mark = None;
         self.meta.clear().map_err(cache)?;
         self.state.clear().map_err(cache)?;
+        if let Some(s) = &self.sealer {
+            self.meta.insert(SEAL_KEY, s.block.as_slice()).map_err(cache)?;
+        }
         self.sync()
     }
 }

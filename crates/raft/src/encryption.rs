@@ -1,0 +1,57 @@
+//! Encryption at rest as the store does it: what is on the disk under which key.
+
+use crate::store::RaftStore;
+use ikada_store::{DataDir, FileLog, SnapshotStore, StoreError};
+use std::{collections::BTreeSet, sync::Arc};
+
+/// How the data of a node is encrypted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Encryption {
+    /// Id of the key that seals what is written; `None` when nothing is encrypted.
+    pub sealing: Option<String>,
+    /// Ids of the keys that are configured, the one that seals first.
+    pub configured: Vec<String>,
+    /// Ids of the keys that log and snapshots on the disk need. A key that is not among them may be removed from the file.
+    pub in_use: Vec<String>,
+    /// Some of it is not encrypted.
+    pub plain: bool,
+}
+
+/// The files that have a key.
+pub(crate) struct Sealed {
+    pub log: Arc<FileLog>,
+    pub snapshots: Arc<SnapshotStore>,
+    /// Ids of the configured keys.
+    pub keys: Vec<String>,
+}
+
+/// Seals everything with the first key. A disk without the space for a copy is no reason not to start.
+pub(crate) fn reseal(dir: &DataDir, log: &FileLog, snapshots: &SnapshotStore) -> Result<(), StoreError> {
+    match dir.reseal(log, snapshots) {
+        Err(e @ StoreError::Full { .. }) => {
+            tracing::warn!("some data is not encrypted with the first key yet, the next start goes on with it: {e}");
+            Ok(())
+        }
+        Err(e) => Err(e),
+        Ok(0) => Ok(()),
+        Ok(count) => {
+            let id = dir.keyring().map(|k| k.sealing_id().to_owned()).unwrap_or_default();
+            tracing::info!("encrypted {count} files of {} with the key {id:?}; other keys are not needed any more", dir.path().display());
+            Ok(())
+        }
+    }
+}
+
+impl RaftStore {
+    /// How the data of this node is encrypted at the moment. Reads the headers of the snapshots.
+    ///
+    /// # Errors
+    /// A snapshot cannot be read.
+    pub fn encryption(&self) -> Result<Encryption, StoreError> {
+        let mut ids: BTreeSet<Option<String>> = self.sealed.log.key_ids();
+        ids.extend(self.sealed.snapshots.key_ids()?);
+        let configured = self.sealed.keys.clone();
+        let plain = ids.remove(&None);
+        Ok(Encryption { sealing: configured.first().cloned(), configured, in_use: ids.into_iter().flatten().collect(), plain })
+    }
+}
