@@ -22,6 +22,7 @@ mod record;
 mod seam;
 mod settings;
 mod store;
+mod timings;
 mod types;
 
 pub use encryption::Encryption;
@@ -29,5 +30,6 @@ pub use ikada_store::{ClusterId, Keyring, Keys, KeysError};
 pub use membership::{MAX_MEMBER_TEXT, MAX_PROMOTION_LAG, Member, MemberStatus, MembershipError, Progress, RaftStatus, Role};
 pub use options::{Fatal, OpenError, Options, Start};
 pub use seam::{Clock, OsRandomness, Randomness, SystemClock};
-pub use settings::{Profile, Settings};
+pub use settings::{Derived, Profile, Settings, SettingsError};
 pub use store::RaftStore;
+pub use timings::{Percentiles, Timings};

@@ -7,6 +7,7 @@
 use crate::{
     options::Fatal,
     record,
+    timings::Recorder,
     types::{Entry, LogId, TypeConfig, Vote, hard_state, log_id, mark, vote},
 };
 use ikada_store::{HardState, LogRecord, LogStore, Mark, StoreError};
@@ -23,7 +24,10 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
 
 /// Jobs that may queue up before openraft has to wait.
 const QUEUE: usize = 1024;
@@ -132,6 +136,7 @@ impl RaftLog {
     pub(crate) fn start(
         log: Arc<dyn LogStore>,
         fatal: watch::Sender<Option<Fatal>>,
+        timings: Arc<Recorder>,
         own_thread: bool,
         guard: impl Send + 'static,
     ) -> io::Result<RaftLog> {
@@ -140,7 +145,7 @@ impl RaftLog {
         let recent = Mutex::new(Recent { written, ..Recent::default() });
         let shared = Arc::new(Shared { log, recent, vote: Mutex::new(state.hard), full: Mutex::new(None), fatal });
         let (jobs, queue) = mpsc::channel(QUEUE);
-        let writer = Writer { shared: shared.clone(), queue, own_thread };
+        let writer = Writer { shared: shared.clone(), queue, timings, own_thread };
         if own_thread {
             let runtime = tokio::runtime::Handle::current();
             let work = move || {
@@ -311,6 +316,7 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
 struct Writer {
     shared: Arc<Shared>,
     queue: mpsc::Receiver<Job>,
+    timings: Arc<Recorder>,
     own_thread: bool,
 }
 
@@ -356,11 +362,13 @@ impl Writer {
         }
         // What only says how far the log is committed or purged may wait for the next sync.
         if failed.is_none() && !(flushed.is_empty() && answers.is_empty()) {
+            let began = Instant::now();
             let delay = log.sync_delay();
             if !self.own_thread && !delay.is_zero() {
                 tokio::time::sleep(delay).await;
             }
             failed = log.sync().err();
+            self.timings.fsync(began.elapsed());
         }
         if let Some(e) = &failed {
             self.shared.fail(e);

@@ -10,6 +10,7 @@ pub use change::{MAX_MEMBER_TEXT, MAX_PROMOTION_LAG};
 use crate::{
     options::Fatal,
     store::{RaftNode, RaftStore},
+    timings::Timings,
     types::{NodeRecord, TypeConfig},
 };
 use ikada_store::ClusterId;
@@ -255,6 +256,12 @@ impl RaftStore {
             last_quorum_ack: metrics.last_quorum_acked.filter(|_| metrics.state.is_leader()).map(|at| at.elapsed()),
             alarms,
         }
+    }
+
+    /// How long syncs and round trips took in the last minutes.
+    pub fn timings(&self) -> Timings {
+        let members: Vec<u64> = self.raft.metrics().borrow_watched().membership_config.nodes().map(|(id, _)| *id).collect();
+        self.timings.timings(&members)
     }
 
     /// Is told when the leader, the role of this node or the membership changed.

@@ -11,6 +11,7 @@ use crate::{
     record,
     seam::{Clock, Randomness, uuid_v4},
     settings::Settings,
+    timings::Recorder,
     types::{Membership, NodeRecord, TypeConfig, mark},
 };
 use async_trait::async_trait;
@@ -47,6 +48,7 @@ pub(crate) type RaftNode = Raft<TypeConfig, Machine>;
 pub struct RaftStore {
     pub(crate) raft: RaftNode,
     pub(crate) members: Members,
+    pub(crate) timings: Arc<Recorder>,
     pub(crate) log: Mutex<Option<RaftLog>>,
     published: Arc<Published>,
     pub(crate) identity: Identity,
@@ -187,6 +189,8 @@ impl RaftStore {
     pub async fn open(options: Options) -> Result<Arc<RaftStore>, OpenError> {
         let settings = Settings::of(&options.profile);
         let config = settings.config().map_err(|e| OpenError::Settings(e.to_string()))?;
+        tracing::info!("replication profile {}: {}", options.profile, settings.derived());
+        settings.doubts().iter().for_each(|doubt| tracing::warn!("replication settings: {doubt}"));
         let opened = if options.simulated {
             open_dir(&options, &settings)?
         } else {
@@ -215,12 +219,14 @@ impl RaftStore {
         let keys = keyring.map(|k| k.ids()).unwrap_or_default();
         let sealed = Sealed { log: log.clone(), snapshots: snapshots.clone(), keys };
         let start = |e: &dyn std::fmt::Display| OpenError::Raft(e.to_string());
-        let log = RaftLog::start(log, fatal.clone(), blocking, dir.clone()).map_err(|e| start(&e))?;
+        let timings = Arc::new(Recorder::default());
+        let log = RaftLog::start(log, fatal.clone(), timings.clone(), blocking, dir.clone()).map_err(|e| start(&e))?;
         let published = Arc::new(Published::new(position.world.clone()));
         let machine = Machine { published: published.clone(), position, snapshots, pending, blocking };
         let raft: RaftNode = Raft::new(identity.node, Arc::new(config), NoPeers, log.clone(), machine).await.map_err(|e| start(&e))?;
         let store = Arc::new(RaftStore {
             members: Members::start(&raft, &closing),
+            timings,
             raft: raft.clone(),
             log: Mutex::new(Some(log)),
             published,

@@ -161,7 +161,7 @@ impl RaftStore {
         if membership.get_joint_config().len() == 1 && membership.voter_ids().eq(voters.iter().copied()) {
             return Ok(());
         }
-        if voters.len() % 2 == 0 && !force {
+        if voters.len().is_multiple_of(2) && !force {
             return Err(MembershipError::EvenVoters { count: voters.len() });
         }
         let voting: BTreeSet<u64> = membership.voter_ids().collect();
