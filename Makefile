@@ -40,10 +40,18 @@ demo: setup build ## A mesh of three real Envoys, policies applied, traffic show
 test: setup build ## All tests, those with real Envoys and the conformance corpus among them.
 	cargo test --workspace --locked
 	@$(MAKE) --no-print-directory conformance
+	@target/debug/ikada-chaos run --time 30 --nodes $(NODES) --skip-when-impossible
 
 .PHONY: conformance
 conformance: setup build ## Run the conformance corpus and print the counts per suite; options in ARGS, e.g. ARGS="--suite 'api-*' -v".
 	@$(VENV)/bin/python tests/conformance.py $(ARGS)
+
+TIME ?= 300
+NODES ?= 1
+.PHONY: chaos
+chaos: ## Break real nodes for TIME=300 seconds and judge what clients saw; SEED= and NODES= repeat a plan. Needs root.
+	cargo build -p ikada-cp -p ikada-jepsen --locked
+	@target/debug/ikada-chaos run --time $(TIME) --nodes $(NODES) $(if $(SEED),--seed $(SEED))
 
 .PHONY: lint
 lint: ## Formatting is by hand; clippy must be silent.
