@@ -1,6 +1,7 @@
 //! How a node is started.
 
-use std::{net::SocketAddr, time::Duration};
+use crate::wire::{Tcp, Wire};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 /// Port of peers when nothing else is said.
 pub const DEFAULT_PEER_PORT: u16 = 5690;
@@ -23,6 +24,8 @@ pub struct Options {
     pub certificate_life: Duration,
     /// Version of the program, shown in the status.
     pub version: String,
+    /// The network.
+    pub wire: Arc<dyn Wire>,
 }
 
 /// Life of node certificates.
@@ -39,6 +42,7 @@ impl Options {
             join: None,
             certificate_life: CERTIFICATE_LIFE,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            wire: Arc::new(Tcp),
         }
     }
 }
@@ -58,4 +62,24 @@ impl std::fmt::Debug for Join {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Join").field("addresses", &self.addresses).field("learner", &self.learner).finish_non_exhaustive()
     }
+}
+
+/// What is wrong with an address at which others are to reach a node; `None` when nothing is.
+pub(crate) fn address_fault(address: &str) -> Option<String> {
+    let fine = || {
+        let (host, port) = address.rsplit_once(':')?;
+        port.parse::<u16>().ok()?;
+        let nowhere = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_unspecified());
+        let printable = !address.chars().any(|c| c.is_control() || c.is_whitespace());
+        (!host.is_empty() && !nowhere && printable && address.len() <= ikada_raft::MAX_MEMBER_TEXT).then_some(())
+    };
+    let text = || format!("must be \"host:port\" as the other nodes reach this one, e.g. 10.0.0.1:{DEFAULT_PEER_PORT}; it is {address:?}");
+    fine().is_none().then(text)
+}
+
+/// The same for a name.
+pub(crate) fn name_fault(name: &str) -> Option<String> {
+    let max = ikada_raft::MAX_MEMBER_TEXT;
+    let bad = name.len() > max || name.chars().any(|c| c.is_control() || c.is_whitespace());
+    bad.then(|| format!("must have at most {max} characters and no spaces, it is {name:?}"))
 }

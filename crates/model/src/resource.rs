@@ -100,13 +100,14 @@ pub trait View: DeserializeOwned + Send + Sync + 'static {
     }
 }
 
-/// Spec or status text for `Debug`: that of kinds for administrators alone (secrets) is left out, so that no log line shows a key.
+/// Spec or status text for `Debug`: that of kinds for administrators alone (secrets) and of the internal `Config` (the CA of a cluster) is
+/// left out, so that no log line shows a key.
 pub struct Shown<'a>(pub Option<Kind>, pub &'a str);
 
 impl fmt::Debug for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // A kind that is not known might be one of those.
-        if self.0.is_none_or(|k| k.descriptor().admin_only) { f.write_str("<redacted>") } else { f.write_str(self.1) }
+        if self.0.is_none_or(|k| k.descriptor().admin_only || k == Kind::Config) { f.write_str("<redacted>") } else { f.write_str(self.1) }
     }
 }
 
@@ -233,6 +234,7 @@ mod tests {
     fn secrets_are_not_shown() {
         let show = |kind| format!("{:?}", Resource::new(Key::new(kind, "m", "n"), Json::from_text(r#"{"data":"a2V5"}"#).unwrap()));
         assert!(!show(Kind::Secret).contains("a2V5") && !show(Kind::GlobalSecret).contains("a2V5"));
-        assert!(show(Kind::Config).contains("a2V5"));
+        assert!(!show(Kind::Config).contains("a2V5"));
+        assert!(show(Kind::MeshTimeout).contains("a2V5"));
     }
 }

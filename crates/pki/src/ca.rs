@@ -87,11 +87,11 @@ pub struct Ca {
     info: CertInfo,
 }
 
-fn crypto(e: rcgen::Error) -> Error {
+pub(crate) fn crypto(e: rcgen::Error) -> Error {
     Error::Crypto(e.to_string())
 }
 
-fn seconds(at: SystemTime) -> Result<OffsetDateTime> {
+pub(crate) fn seconds(at: SystemTime) -> Result<OffsetDateTime> {
     let since = at.duration_since(SystemTime::UNIX_EPOCH).map_err(|_| Error::Time)?;
     let since = i64::try_from(since.as_secs()).map_err(|_| Error::Time)?;
     OffsetDateTime::from_unix_timestamp(since).map_err(|_| Error::Time)
@@ -104,13 +104,13 @@ fn instant(at: OffsetDateTime) -> SystemTime {
 }
 
 /// Random in [2^126, 2^127): DER integers are signed, so with the first octet in 0x40..=0x7f all 16 octets are written as they are.
-fn random_serial() -> SerialNumber {
+pub(crate) fn random_serial() -> SerialNumber {
     let mut bytes: [u8; 16] = rand::random();
     bytes[0] = (bytes[0] & 0x3f) | 0x40;
     SerialNumber::from_slice(&bytes)
 }
 
-fn validity(params: &mut CertificateParams, from: SystemTime, skew: Duration, to: SystemTime) -> Result<()> {
+pub(crate) fn validity(params: &mut CertificateParams, from: SystemTime, skew: Duration, to: SystemTime) -> Result<()> {
     params.not_before = seconds(from.checked_sub(skew).ok_or(Error::Time)?)?;
     params.not_after = seconds(to)?;
     Ok(())
@@ -120,7 +120,7 @@ fn ascii(text: &str) -> Result<Ia5String> {
     Ia5String::try_from(text).map_err(|_| Error::Name(text.to_owned()))
 }
 
-fn empty_params() -> CertificateParams {
+pub(crate) fn empty_params() -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params
@@ -211,6 +211,10 @@ impl Ca {
     /// What the CA's own certificate says.
     pub fn info(&self) -> &CertInfo {
         &self.info
+    }
+
+    pub(crate) fn issuer(&self) -> &Issuer<'static, KeyPair> {
+        &self.issuer
     }
 
     fn issue(&self, mut params: CertificateParams) -> Result<(String, String, String)> {

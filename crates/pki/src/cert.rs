@@ -1,6 +1,6 @@
 //! Reading certificates.
 
-use crate::{Error, Result, key};
+use crate::{Error, Result, key, pem};
 use rcgen::PublicKeyData;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use std::{
@@ -134,6 +134,11 @@ fn at_most(max: usize, pem: &str) -> Result<Vec<CertificateDer<'static>>> {
         }
     }
     if chain.is_empty() { Err(Error::NoPem("certificate")) } else { Ok(chain) }
+}
+
+/// PEM text of one certificate (DER).
+pub fn certificate_pem(der: &[u8]) -> String {
+    pem::encode("CERTIFICATE", der)
 }
 
 /// The first private key of a PEM text (PKCS#8, PKCS#1 or SEC 1), as rustls wants it.

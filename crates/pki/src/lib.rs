@@ -9,6 +9,7 @@
 
 mod ca;
 mod cert;
+mod cluster;
 mod error;
 mod key;
 mod pem;
@@ -20,7 +21,10 @@ pub use ca::{
     ADMIN_CA_COMMON_NAME, Ca, DEFAULT_CA_EXPIRY, DEFAULT_RSA_BITS, DEFAULT_WORKLOAD_EXPIRY, PemPair, WorkloadCertificate, builtin_ca,
     envoy_admin_ca, self_signed_server,
 };
-pub use cert::{CertInfo, certificates_der, key_matches, parse_certificate, parse_chain, private_key_der};
+pub use cert::{CertInfo, certificate_pem, certificates_der, key_matches, parse_certificate, parse_chain, private_key_der};
+pub use cluster::{
+    CLUSTER_CA_EXPIRY, CertificateRequest, certificate_fingerprint, certificate_request, cluster_ca, generate_key, sha256,
+};
 pub use error::Error;
 pub use provided::{CaViolation, validate_provided};
 

@@ -15,7 +15,6 @@ use crate::{
     types::{Membership, NodeRecord, TypeConfig, mark},
 };
 use async_trait::async_trait;
-use ikada_model::Timestamp;
 use ikada_store::{ClusterId, DataDir, FileLog, FileLogOptions, Identity, Keyring, LogStore, Mark, SledState, SnapshotStore, StoreError};
 use ikada_world::{Applied, ChangeSet, Command, Contact, ProposeError, Replicator, World};
 use openraft::{
@@ -319,11 +318,6 @@ impl RaftStore {
                 }
             }
         });
-    }
-
-    /// The wall clock.
-    pub(crate) fn now(&self) -> Timestamp {
-        self.clock.now()
     }
 
     /// Random id of the cluster, made once when it is created.

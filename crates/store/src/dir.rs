@@ -7,11 +7,8 @@
 //! log/         crate::log
 //! snapshots/   crate::snapshot
 //! state/       crate::state, a cache
+//! peer/        certificate and key of the node towards its peers (ikada-cluster); may be there before the identity, while a node joins
 //! ```
-
-mod make;
-
-pub use make::NewDir;
 
 use crate::{
     disk::{Disk, DiskLock, OpenMode, read_all, replace_file},
@@ -32,6 +29,7 @@ use std::{
 const IDENTITY: &str = "IDENTITY";
 const IDENTITY_TMP: &str = "IDENTITY.tmp";
 const LOCK: &str = "LOCK";
+const PEER: &str = "peer";
 const TITLE: &str = "ikada data directory";
 /// Far above any identity file; a larger one is not ours.
 const MAX_IDENTITY_BYTES: usize = 4096;
@@ -75,7 +73,11 @@ impl DataDir {
         })?;
         let has_identity = check_names(&*disk, path)?;
         let lock_path = path.join(LOCK);
-        let lock = make::take_lock(&*disk, path)?;
+        let Some(lock) = disk.lock(&lock_path).map_err(|e| StoreError::io("lock", &lock_path, e))? else {
+            let pid = read_all(&*disk, &lock_path, 64).map(|b| String::from_utf8_lossy(&b).trim().to_owned()).unwrap_or_default();
+            let pid = if pid.is_empty() { "unknown".to_owned() } else { pid };
+            return Err(StoreError::InUse { path: path.to_path_buf(), pid });
+        };
         // Another process may have made the identity between the look and the lock.
         let has_identity = has_identity || check_names(&*disk, path)?;
         let found = if has_identity { read_identity(&*disk, path)? } else { Found { identity: new(), format: FORMAT_VERSION, sealed: None } };
@@ -190,10 +192,7 @@ fn check_names(disk: &dyn Disk, path: &Path) -> Result<bool> {
     if names.iter().any(|n| n == IDENTITY) {
         return Ok(true);
     }
-    if let Some(what) = NewDir::interrupted(disk, path)? {
-        return Err(StoreError::NotADataDir { path: path.to_path_buf(), what: make::interrupted(&what) });
-    }
-    match names.iter().find(|n| ![IDENTITY_TMP, LOCK, "lost+found"].contains(&n.as_str())) {
+    match names.iter().find(|n| ![IDENTITY_TMP, LOCK, PEER, "lost+found"].contains(&n.as_str())) {
         Some(name) => Err(StoreError::NotADataDir {
             path: path.to_path_buf(),
             what: format!("it holds {name:?} and no {IDENTITY} file; choose an empty directory"),
