@@ -81,7 +81,7 @@ pub async fn run(args: &RunArgs) -> Result<()> {
     // Signals first: a stop during a slow start must be orderly too.
     let mut stop_signals = StopSignals::new()?;
     let listeners = Listeners::bind(&config)?;
-    let store = RaftStore::open(Options::new(&config.data_dir)).await?;
+    let store = RaftStore::open(Options { encryption: config.encryption.clone(), ..Options::new(&config.data_dir) }).await?;
     let node = Node { hostname: hostname(), store: store.clone(), config, tracker: TaskTracker::new(), stop: CancellationToken::new() };
     let result = node.serve(args, listeners, &mut stop_signals).await;
     node.stop.cancel();

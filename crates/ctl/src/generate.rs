@@ -49,7 +49,19 @@ pub async fn run(root: &Root, args: &Generate) -> anyhow::Result<()> {
                 KeyFormat::PemBase64 => output::line(&STANDARD.encode(pem)),
             }
         }
+        What::EncryptionKey { id } => output::line(&encryption_key(id.as_deref())?),
     }
+}
+
+/// A line of a file of keys (format: `ikada_store::seal::Keys`).
+fn encryption_key(id: Option<&str>) -> anyhow::Result<String> {
+    let random = || format!("key-{:08x}", rand::random::<u32>());
+    let id = id.map_or_else(random, str::to_owned);
+    if !(1..=32).contains(&id.len()) || !id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
+        anyhow::bail!("--id: {id:?} must have 1 to 32 letters, digits, '-', '_' or '.'");
+    }
+    // From the generator of the operating system, through a cryptographic one that it seeds.
+    Ok(format!("{id}:{}", STANDARD.encode(rand::random::<[u8; 32]>())))
 }
 
 async fn token<C: Claims>(root: &Root, life: &Life, path: &str, mut body: Value, claims: &C) -> anyhow::Result<()> {
@@ -62,4 +74,18 @@ async fn token<C: Claims>(root: &Root, life: &Life, path: &str, mut body: Value,
     body["validFor"] = Value::String(format_duration(nanos));
     let answer = Client::new(root)?.call(Method::POST, path, Some(&body)).await?.ok().context("failed to generate a token")?;
     output::write(answer.body.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_store_takes_an_encryption_key() {
+        let (a, b) = (encryption_key(None).unwrap(), encryption_key(Some("2027-01")).unwrap());
+        assert_ne!(a, encryption_key(None).unwrap());
+        let keys = ikada_store::Keys::parse(&format!("{b}\n{a}\n")).unwrap();
+        assert_eq!(keys.ids(), ["2027-01", a.split(':').next().unwrap()]);
+        assert!(encryption_key(Some("a b")).unwrap_err().to_string().contains("--id"));
+    }
 }

@@ -1,5 +1,6 @@
 //! Configuration of the control plane (reference: Kuma 2.14.3 configuration keys; data-plane contract §9).
 
+mod encryption;
 mod load;
 mod settings;
 
@@ -12,7 +13,9 @@ use ikada_api::{
 };
 use ikada_envoy::bootstrap::BootstrapParams;
 use ikada_model::Mode;
+use ikada_raft::Keys;
 use std::{
+    ffi::OsStr,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
@@ -174,6 +177,8 @@ pub struct Config {
     pub known_internal_cidrs: Option<Vec<String>>,
     /// An empty MeshService is removed after this.
     pub mesh_service_grace: Duration,
+    /// Keys with which the data directory is encrypted; `None` = it is not.
+    pub encryption: Option<Keys>,
     /// Skip delete checks.
     pub unsafe_delete: bool,
     /// Create no mesh at start.
@@ -280,7 +285,10 @@ fn access(v: &Values) -> StaticAccess {
 impl Config {
     /// Reads file and environment. Errors are one line and name the setting.
     pub fn load(file: Option<&Path>, env: impl IntoIterator<Item = (String, String)>) -> Result<(Config, Vec<String>)> {
+        let env: Vec<_> = env.into_iter().collect();
+        let credentials = env.iter().find(|(name, _)| name == "CREDENTIALS_DIRECTORY").map(|(_, value)| OsStr::new(value).to_owned());
         let mut v = Values::load(file, env)?;
+        let encryption = encryption::keys(&mut v, credentials.as_deref())?;
         let environment = v.text("environment");
         if environment != "universal" {
             bail!("environment{}: {environment:?} is not supported, Ikada runs on \"universal\"", v.origin("environment"));
@@ -389,6 +397,7 @@ impl Config {
             mesh_service_cidr: v.text("ipam.meshService.cidr"),
             known_internal_cidrs: v.list("ipam.knownInternalCIDRs"),
             mesh_service_grace: v.duration("meshService.deletionGracePeriod")?,
+            encryption,
             unsafe_delete: v.flag("store.unsafeDelete"),
             skip_mesh_creation: v.flag("defaults.skipMeshCreation"),
             skip_tenant_resources: v.flag("defaults.skipTenantResources"),

@@ -56,6 +56,7 @@ pub static SETTINGS: &[Setting] = &[
     n("store.upsert.conflictRetryBaseBackoff", "STORE_UPSERT_CONFLICT_RETRY_BASE_BACKOFF", Duration, "200ms"),
     n("store.upsert.conflictRetryMaxTimes", "STORE_UPSERT_CONFLICT_RETRY_MAX_TIMES", Int, "10"),
     n("store.upsert.conflictRetryJitterPercent", "STORE_UPSERT_CONFLICT_RETRY_JITTER_PERCENT", Int, "30"),
+    s("store.encryption.keyFile", "STORE_ENCRYPTION_KEY_FILE", Text, ""),
     s("store.unsafeDelete", "STORE_UNSAFE_DELETE", Bool, "false"),
     s("bootstrapServer.params.adminAddress", "BOOTSTRAP_SERVER_PARAMS_ADMIN_ADDRESS", Text, "127.0.0.1"),
     s("bootstrapServer.params.adminPort", "BOOTSTRAP_SERVER_PARAMS_ADMIN_PORT", Int, "9901"),
