@@ -1,6 +1,7 @@
 use super::*;
 use crate::{
     disk::{RealDisk, ScriptedDisk},
+    seal::testing::keyring,
     types::ClusterId,
 };
 use proptest::prelude::*;
@@ -19,7 +20,10 @@ fn scripted(seed: u64) -> ScriptedDisk {
     disk
 }
 fn open(disk: &ScriptedDisk) -> Result<FileLog> {
-    FileLog::open(Arc::new(disk.clone()), Path::new("/log"), id(), SMALL, None)
+    open_with(disk, None)
+}
+fn open_with(disk: &ScriptedDisk, keyring: Option<Arc<Keyring>>) -> Result<FileLog> {
+    FileLog::open(Arc::new(disk.clone()), Path::new("/log"), id(), SMALL, keyring)
 }
 fn indices(log: &FileLog) -> Vec<(u64, u64)> {
     log.read(0..10_000, usize::MAX).unwrap().iter().map(|r| (r.mark.index, r.mark.term)).collect()
@@ -112,31 +116,34 @@ impl Model {
 
 #[test]
 fn damage_before_the_durable_index_is_refused_and_left_alone() {
-    let disk = scripted(1);
-    let log = open(&disk).unwrap();
-    let mut ends = Vec::new();
-    for i in 0..5 {
-        log.append(&[record(i, 1, 64)]).unwrap();
-        log.sync().unwrap();
-        ends.push(log.inner.lock().tail as usize);
+    for ring in [None, Some(keyring(&["a"]))] {
+        let disk = scripted(1);
+        let open = || open_with(&disk, ring.clone());
+        let log = open().unwrap();
+        let mut ends = Vec::new();
+        for i in 0..5 {
+            log.append(&[record(i, 1, 64)]).unwrap();
+            log.sync().unwrap();
+            ends.push(log.inner.lock().tail as usize);
+        }
+        drop(log);
+        let file = Path::new("/log/0000000000000000.log");
+        for at in HEADER_BYTES..ends[3] {
+            disk.corrupt(file, at, 0x40).unwrap();
+            let damaged = disk.contents();
+            let err = open().err();
+            assert!(matches!(err, Some(StoreError::Damaged { .. })), "byte {at}: {err:?}");
+            assert_eq!(disk.contents(), damaged, "byte {at}");
+            disk.corrupt(file, at, 0x40).unwrap();
+        }
+        for at in 0..HEADER_BYTES {
+            disk.corrupt(file, at, 0x40).unwrap();
+            let err = open().err().map(|e| e.to_string()).unwrap_or_default();
+            assert!(err.contains("damaged") || err.contains("has format"), "byte {at}: {err}");
+            disk.corrupt(file, at, 0x40).unwrap();
+        }
+        assert_eq!(indices(&open().unwrap()).len(), 5);
     }
-    drop(log);
-    let file = Path::new("/log/0000000000000000.log");
-    for at in HEADER_BYTES..ends[3] {
-        disk.corrupt(file, at, 0x40).unwrap();
-        let damaged = disk.contents();
-        let err = open(&disk).err();
-        assert!(matches!(err, Some(StoreError::Damaged { .. })), "byte {at}: {err:?}");
-        assert_eq!(disk.contents(), damaged, "byte {at}");
-        disk.corrupt(file, at, 0x40).unwrap();
-    }
-    for at in 0..HEADER_BYTES {
-        disk.corrupt(file, at, 0x40).unwrap();
-        let err = open(&disk).err().map(|e| e.to_string()).unwrap_or_default();
-        assert!(err.contains("damaged") || err.contains("has format"), "byte {at}: {err}");
-        disk.corrupt(file, at, 0x40).unwrap();
-    }
-    assert_eq!(indices(&open(&disk).unwrap()).len(), 5);
 }
 
 #[test]
@@ -226,9 +233,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     /// Any bytes in the place of a segment: an error or a log, never a panic.
     #[test]
-    fn garbage_segments_never_panic(garbage in proptest::collection::vec(any::<u8>(), 0..600), keep in 0usize..300) {
+    fn garbage_segments_never_panic(garbage in proptest::collection::vec(any::<u8>(), 0..600), keep in 0usize..500, sealed in any::<bool>()) {
         let disk = scripted(1);
-        let log = open(&disk).unwrap();
+        let ring = sealed.then(|| keyring(&["a"]));
+        let log = open_with(&disk, ring.clone()).unwrap();
         log.append(&[record(0, 1, 20), record(1, 1, 20)]).unwrap();
         log.sync().unwrap();
         drop(log);
@@ -237,7 +245,7 @@ proptest! {
         bytes.truncate(keep);
         bytes.extend(garbage);
         disk.open(path, OpenMode::Create).unwrap().write_at(&bytes, 0).unwrap();
-        if let Ok(log) = open(&disk) {
+        if let Ok(log) = open_with(&disk, ring) {
             let _ = log.read(0..10, 1000);
         }
     }
@@ -277,10 +285,12 @@ proptest! {
     #[test]
     fn a_power_loss_keeps_a_prefix_of_the_changes(
         steps in proptest::collection::vec(step(), 1..40), stop in 0u64..90, seed in any::<u64>(),
-        more in prop_oneof![Just(10usize), Just(200)]
+        more in prop_oneof![Just(10usize), Just(200)], sealed in any::<bool>()
     ) {
         let disk = scripted(seed);
-        let mut log = open(&disk).unwrap();
+        let ring = sealed.then(|| keyring(&["a"]));
+        let open = || open_with(&disk, ring.clone());
+        let mut log = open().unwrap();
         disk.lose_power_after(stop);
         let mut model = Model::default();
         // Every state since the last sync, in order.
@@ -321,7 +331,7 @@ proptest! {
                 }
                 Step::Sync => log.sync().map(|()| possible = vec![model.clone()]),
                 // Opening syncs what it found.
-                Step::Restart => open(&disk).map(|again| {
+                Step::Restart => open().map(|again| {
                     log = again;
                     possible = vec![model.clone()];
                 }),
@@ -333,7 +343,7 @@ proptest! {
         }
         drop(log);
         disk.power_cycle();
-        let log = open(&disk).unwrap();
+        let log = open().unwrap();
         let found = Model::of(&log);
         prop_assert!(possible.contains(&found), "{:?} is none of {:?}", found, possible);
         let next = found.last().map_or(0, |m| m.index + 1);
@@ -343,6 +353,9 @@ proptest! {
         let mut model = found;
         model.entries.push((next, term));
         disk.power_cycle();
-        prop_assert_eq!(Model::of(&open(&disk).unwrap()), model);
+        prop_assert_eq!(Model::of(&open().unwrap()), model);
     }
 }
+
+#[path = "seal_tests.rs"]
+mod sealed;
