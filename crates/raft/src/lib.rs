@@ -9,6 +9,7 @@
 //!
 //! A cluster of one node for now. The transport goes into `network`, forwarding to the leader into [`RaftStore`]'s `propose`.
 
+mod archive;
 mod cache;
 mod encryption;
 mod log;
@@ -25,6 +26,7 @@ mod store;
 mod timings;
 mod types;
 
+pub use archive::{Archive, ArchiveError, Contents, Recovered, Restored, Saved, inspect, recover, restore};
 pub use encryption::Encryption;
 pub use ikada_store::{ClusterId, Keyring, Keys, KeysError};
 pub use membership::{MAX_MEMBER_TEXT, MAX_PROMOTION_LAG, Member, MemberStatus, MembershipError, Progress, RaftStatus, Role};

@@ -180,7 +180,7 @@ pub(crate) struct Builder {
     blocking: bool,
 }
 
-fn write_snapshot(
+pub(crate) fn write_snapshot(
     snapshots: &SnapshotStore,
     world: &World,
     at: &LogId,

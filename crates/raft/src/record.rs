@@ -12,7 +12,7 @@ use ikada_store::{
     codec::{self, CodecError, Tag},
 };
 use ikada_world::{
-    Command, World,
+    Command, EntryMeta, World,
     record::{CommandRecordV1, OutcomeRecordV1, ResourceRecordV1},
 };
 use openraft::EntryPayload;
@@ -28,6 +28,7 @@ const SNAPSHOT: Tag = Tag { kind: 4, version: 2 };
 pub(crate) const RESOURCE: Tag = Tag { kind: 5, version: 1 };
 pub(crate) const OUTCOME: Tag = Tag { kind: 6, version: 1 };
 const CACHE: Tag = Tag { kind: 7, version: 1 };
+const ARCHIVE: Tag = Tag { kind: 8, version: 1 };
 
 /// Largest encoded command in bytes. Below half of a record: a stored resource has a spec and a status that came in two commands.
 pub(crate) const MAX_COMMAND_BYTES: usize = (2 << 20) - (64 << 10);
@@ -200,6 +201,55 @@ pub(crate) fn decode_meta(meta: &[u8]) -> Result<(u64, u64, Membership), RecordE
     Ok((record.revision, record.status_revision, Membership::new(at, membership(record.membership)?)))
 }
 
+/// What an archive says of itself: who wrote it, when and with which program, of which position (index and term); and its
+/// [`SnapshotRecordV2`] as an encoded record.
+#[derive(Serialize, Deserialize)]
+struct ArchiveRecordV1 {
+    cluster: [u8; 16],
+    node: u64,
+    /// Nanoseconds since the epoch.
+    time: i64,
+    program: String,
+    at: (u64, u64),
+    resources: u64,
+    meta: Vec<u8>,
+}
+
+/// What an archive is.
+pub(crate) struct Description {
+    pub identity: Identity,
+    pub time: Timestamp,
+    pub program: String,
+    pub resources: u64,
+}
+
+pub(crate) fn encode_archive(d: &Description, meta: SnapshotMeta) -> Result<Vec<u8>, CodecError> {
+    let Identity { cluster, node } = d.identity;
+    let (at, meta) = ((meta.mark.index, meta.mark.term), meta.meta);
+    let program = d.program.clone();
+    codec::encode(ARCHIVE, &ArchiveRecordV1 { cluster: cluster.0, node, time: d.time.0, program, at, resources: d.resources, meta })
+}
+
+/// What an archive is, and what [`decode_meta`] reads.
+pub(crate) fn decode_archive(bytes: &[u8]) -> Result<(Description, SnapshotMeta), RecordError> {
+    let r: ArchiveRecordV1 = codec::decode(ARCHIVE, bytes)?;
+    let identity = Identity { cluster: ClusterId(r.cluster), node: r.node };
+    let meta = SnapshotMeta { mark: Mark { index: r.at.0, term: r.at.1 }, meta: r.meta };
+    Ok((Description { identity, time: Timestamp(r.time), program: r.program, resources: r.resources }, meta))
+}
+
+/// The world after an entry of the log.
+pub(crate) fn applied(world: &World, entry: &Entry) -> Result<World, RecordError> {
+    let index = entry.log_id.index;
+    match &entry.payload {
+        EntryPayload::Normal(proposal) => {
+            let (time, command) = decode_command(&proposal.bytes)?;
+            Ok(world.apply(EntryMeta { index, time }, &command).0)
+        }
+        EntryPayload::Blank | EntryPayload::Membership(_) => Ok(world.skip(index)),
+    }
+}
+
 /// Collects the records of a snapshot or of the state cache into a world.
 #[derive(Default)]
 pub(crate) struct WorldBuilder {
@@ -335,6 +385,20 @@ mod tests {
     }
 
     #[test]
+    fn the_layout_of_an_archive_description_is_frozen() {
+        let identity = Identity { cluster: ClusterId([7; 16]), node: 2 };
+        let description = Description { identity, time: Timestamp(5), program: "1.2".to_owned(), resources: 3 };
+        let mut expected = vec![0xA7, 8, 1, 0];
+        expected.extend([7; 16]);
+        expected.extend([2, 10, 3, b'1', b'.', b'2', 251, 44, 1, 4, 3, 2, 8, 9]);
+        let meta = SnapshotMeta { mark: Mark { index: 300, term: 4 }, meta: vec![8, 9] };
+        assert_eq!(encode_archive(&description, meta.clone()).unwrap(), expected);
+        let (found, found_meta) = decode_archive(&expected).unwrap();
+        assert_eq!((found.identity, found.time, found.program, found.resources), (identity, Timestamp(5), "1.2".to_owned(), 3));
+        assert_eq!(found_meta, meta);
+    }
+
+    #[test]
     fn impossible_memberships_are_refused() {
         let record = |configs: Vec<Vec<u64>>, address: usize| {
             let nodes = vec![(1, "a".repeat(address), String::new(), true, 1)];
@@ -350,7 +414,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn garbage_never_panics(mut bytes in proptest::collection::vec(any::<u8>(), 0..400), kind in 0u8..8, version in 1u8..3) {
+        fn garbage_never_panics(mut bytes in proptest::collection::vec(any::<u8>(), 0..400), kind in 0u8..9, version in 1u8..3) {
             if bytes.len() > 4 {
                 bytes[..4].copy_from_slice(&[0xA7, kind, version, 0]);
             }
@@ -358,6 +422,7 @@ mod tests {
             let _ = decode_command(&bytes);
             let _ = decode_meta(&bytes);
             let _ = decode_cache(&bytes);
+            let _ = decode_archive(&bytes);
             let _ = WorldBuilder::default().push(&bytes);
         }
 

@@ -15,6 +15,7 @@ use crate::{
     types::{Membership, NodeRecord, TypeConfig, mark},
 };
 use async_trait::async_trait;
+use ikada_model::Timestamp;
 use ikada_store::{ClusterId, DataDir, FileLog, FileLogOptions, Identity, Keyring, LogStore, Mark, SledState, SnapshotStore, StoreError};
 use ikada_world::{Applied, ChangeSet, Command, Contact, ProposeError, Replicator, World};
 use openraft::{
@@ -318,6 +319,11 @@ impl RaftStore {
                 }
             }
         });
+    }
+
+    /// The wall clock.
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
     }
 
     /// Random id of the cluster, made once when it is created.

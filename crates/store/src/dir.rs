@@ -10,6 +10,10 @@
 //! peer/        certificate and key of the node towards its peers (ikada-cluster); may be there before the identity, while a node joins
 //! ```
 
+mod make;
+
+pub use make::NewDir;
+
 use crate::{
     disk::{Disk, DiskLock, OpenMode, read_all, replace_file},
     error::{Result, StoreError},
@@ -73,11 +77,7 @@ impl DataDir {
         })?;
         let has_identity = check_names(&*disk, path)?;
         let lock_path = path.join(LOCK);
-        let Some(lock) = disk.lock(&lock_path).map_err(|e| StoreError::io("lock", &lock_path, e))? else {
-            let pid = read_all(&*disk, &lock_path, 64).map(|b| String::from_utf8_lossy(&b).trim().to_owned()).unwrap_or_default();
-            let pid = if pid.is_empty() { "unknown".to_owned() } else { pid };
-            return Err(StoreError::InUse { path: path.to_path_buf(), pid });
-        };
+        let lock = make::take_lock(&*disk, path)?;
         // Another process may have made the identity between the look and the lock.
         let has_identity = has_identity || check_names(&*disk, path)?;
         let found = if has_identity { read_identity(&*disk, path)? } else { Found { identity: new(), format: FORMAT_VERSION, sealed: None } };
@@ -191,6 +191,9 @@ fn check_names(disk: &dyn Disk, path: &Path) -> Result<bool> {
     let names = disk.list(path).map_err(|e| StoreError::io("read", path, e))?;
     if names.iter().any(|n| n == IDENTITY) {
         return Ok(true);
+    }
+    if let Some(what) = NewDir::interrupted(disk, path)? {
+        return Err(StoreError::NotADataDir { path: path.to_path_buf(), what: make::interrupted(&what) });
     }
     match names.iter().find(|n| ![IDENTITY_TMP, LOCK, PEER, "lost+found"].contains(&n.as_str())) {
         Some(name) => Err(StoreError::NotADataDir {

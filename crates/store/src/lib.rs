@@ -28,7 +28,7 @@ pub mod state;
 mod types;
 mod upgrade;
 
-pub use dir::DataDir;
+pub use dir::{DataDir, NewDir};
 pub use error::{Result, StoreError};
 pub use log::{FileLog, FileLogOptions, LogRecord, LogState, LogStore, MAX_RECORD_BYTES};
 pub use seal::{Keyring, Keys, KeysError};
