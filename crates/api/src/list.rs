@@ -43,10 +43,10 @@ impl Query {
     pub fn all<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
         self.0.iter().filter(move |(k, _)| k == key).map(|(_, v)| v.as_str())
     }
-    /// `url` with this query, `offset` replaced, sorted by key.
+    /// `url` with this query, `offset` replaced, sorted by key. The next page does not wait for a change.
     pub fn link(&self, url: &str, offset: usize) -> String {
         let mut by_key: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for (k, v) in self.0.iter().filter(|(k, _)| k != "offset") {
+        for (k, v) in self.0.iter().filter(|(k, _)| !matches!(k.as_str(), "offset" | "index" | "wait")) {
             by_key.entry(k).or_default().push(v);
         }
         let offset = offset.to_string();
@@ -233,7 +233,7 @@ mod tests {
 
     #[test]
     fn links() {
-        let q = Query::parse("size=1&name=end&offset=0&filter[labels.a]=b");
+        let q = Query::parse("size=1&name=end&offset=0&index=7&wait=1s&filter[labels.a]=b");
         assert_eq!(q.link("http://h:1/x", 1), "http://h:1/x?filter%5Blabels.a%5D=b&name=end&offset=1&size=1");
     }
 

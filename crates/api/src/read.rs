@@ -5,6 +5,7 @@ use crate::{
     body::{List, Ordered},
     error::{ApiError, Parameter, title},
     list::{Filter, Page, Query},
+    route::Route,
     state::ApiState,
 };
 use ikada_model::{Kind, Kri, Mode, Resource, kri::synced_name, rest};
@@ -74,6 +75,25 @@ pub fn one(state: &ApiState, world: &World, user: &User, query: &Query, key: (Ki
     shown(kind, title::GET)?;
     let r = world.find(kind, mesh, name).ok_or_else(|| ApiError::not_found(title::GET))?;
     Ok(if overview { render_overview(world, r) } else { render(world, r) })
+}
+
+/// What can be refused before anything is looked at: a request that waits would else learn it only after its wait.
+pub fn check(state: &ApiState, user: &User, query: &Query, route: &Route) -> Result<(), ApiError> {
+    let access = |kind: Kind| state.options.access.resource(user, kind).map_err(ApiError::denied);
+    match route {
+        Route::One { kind, .. } | Route::Overview { kind, .. } => {
+            check_format(query)?;
+            access(*kind)?;
+            shown(*kind, title::GET)
+        }
+        Route::List { kind, template, .. } => {
+            access(*kind)?;
+            shown(*kind, title::LIST)?;
+            Page::parse(query)?;
+            Filter::parse(*kind, query, template).map(drop)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// `GET /_kri/{kri}`

@@ -31,6 +31,8 @@ pub enum Route {
     Policies,
     /// `/_resources`
     Resources,
+    /// `/_watch`: not in Kuma
+    Watch,
     /// `/_kri/{kri}`
     Kri(String),
     /// A list; `overview` joins the insights. `template` is the path with parameters in braces.
@@ -244,6 +246,7 @@ pub fn parse(path: &str, base: &str, user_tokens: bool) -> Option<Route> {
         ["config"] => Some(Route::OwnConfig),
         ["policies"] => Some(Route::Policies),
         ["_resources"] => Some(Route::Resources),
+        ["_watch"] => Some(Route::Watch),
         ["_kri", kri] => Some(Route::Kri(own(kri))),
         ["tokens", "dataplane"] => Some(Route::Token(TokenKind::Dataplane)),
         ["cluster", ref rest @ ..] => cluster(rest).map(Route::Cluster),

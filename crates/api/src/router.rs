@@ -7,11 +7,13 @@ use crate::{
     error::{ApiError, title},
     gui,
     inspect,
+    interest::Interest,
     list::Query,
     read::{self, ListRequest},
+    reading::Reading,
     route::{self, Route},
     state::{ApiState, InspectError},
-    system, tokens, write,
+    system, tokens, watch, write,
 };
 use axum::{
     Router,
@@ -26,6 +28,7 @@ use ikada_model::{Key, Kind, Mode};
 use ikada_world::World;
 use serde_json::Value;
 use std::{net::SocketAddr, sync::Arc};
+use tokio_util::task::AbortOnDropHandle;
 
 /// Marks requests that came over TLS; the server inserts it. Links then say `https`.
 #[derive(Clone, Copy, Debug)]
@@ -50,8 +53,11 @@ async fn handle(State(state): State<ApiState>, request: Request) -> Response {
     {
         return page;
     }
-    // Its own task, so that a panic is an answer and a log line, not a dropped connection.
-    let mut response = match tokio::spawn(answer(state, request)).await {
+    // Its own task, so that a panic is an answer and a log line, not a dropped connection. A write goes on when its client leaves; a read, which
+    // may wait for long, ends with it.
+    let task = tokio::spawn(answer(state, request));
+    let done = if method == Method::GET { AbortOnDropHandle::new(task).await } else { task.await };
+    let mut response = match done {
         Ok(r) => r,
         Err(e) => ApiError::internal("Internal Server Error", e).into_response(),
     };
@@ -154,29 +160,91 @@ async fn read_body(state: &ApiState, parts: &Parts, body: Body) -> Result<Bytes,
     Ok(out.freeze())
 }
 
-async fn fresh(state: &ApiState, title: &str) -> Result<Arc<World>, ApiError> {
-    state.replicator.linearizable().await.map_err(|e| ApiError::from_store(title, &e))
-}
-
-fn read_at(world: &World, mut r: Response) -> Response {
-    r.headers_mut().insert(REVISION, HeaderValue::from(world.revision()));
-    r
-}
-
 /// An answer that takes time which grows with the mesh: policies are matched. Off the threads that serve everybody.
 async fn computed(
-    state: &ApiState,
-    user: &User,
+    (state, world, user): (&ApiState, Arc<World>, &User),
     answer: impl FnOnce(&ApiState, &World, &User) -> Result<Value, ApiError> + Send + 'static,
 ) -> Result<Response, ApiError> {
-    let world = fresh(state, title::GET).await?;
     let (state, user) = (state.clone(), user.clone());
-    let run = move || Ok(read_at(&world, body::json(StatusCode::OK, &answer(&state, &world, &user)?)));
+    let run = move || Ok(body::json(StatusCode::OK, &answer(&state, &world, &user)?));
     tokio::task::spawn_blocking(run).await.map_err(|e| ApiError::internal(title::GET, e))?
+}
+
+/// A request that reads the world: at its level, and after what it waits for. Also an error says at which revision it is true.
+async fn read(state: &ApiState, parts: &Parts, user: &User, query: Query, route: Route, reading: &Reading, interest: Interest) -> Result<Response, ApiError> {
+    let title = match route {
+        Route::List { .. } => title::LIST,
+        Route::Hostnames { .. } => title::SERVICE,
+        _ => title::GET,
+    };
+    if reading.index.is_some() {
+        read::check(state, user, &query, &route)?;
+    }
+    let interest = Arc::new(interest);
+    let (revision, mut response) = match reading.world(state, &interest, title).await {
+        Ok(world) => (interest.revision(&world), show(state, parts, user, query, route, world).await.unwrap_or_else(IntoResponse::into_response)),
+        Err(e) => (interest.revision(&state.replicator.world()), e.into_response()),
+    };
+    reading.label(state, revision, &mut response);
+    Ok(response)
+}
+
+/// What a path shows of a world.
+async fn show(state: &ApiState, parts: &Parts, user: &User, query: Query, route: Route, world: Arc<World>) -> Result<Response, ApiError> {
+    let on = (state, world.clone(), user);
+    match route {
+        Route::Kri(kri) => Ok(body::json(StatusCode::OK, &read::by_kri(state, &world, user, &query, &kri)?)),
+        Route::List { kind, mesh, overview, template } => {
+            let url = url(parts);
+            let rq = ListRequest { kind, mesh: mesh.as_deref(), overview, template: &template, url: &url };
+            Ok(body::json(StatusCode::OK, &read::list(state, &world, user, &query, &rq)?))
+        }
+        Route::One { kind, mesh, name } => {
+            let mut response = body::json(StatusCode::OK, &read::one(state, &world, user, &query, (kind, &mesh, &name), false)?);
+            if let Some(r) = world.find(kind, &mesh, &name) {
+                response.headers_mut().insert(header::ETAG, write::etag(r.version));
+            }
+            Ok(response)
+        }
+        Route::Overview { kind, mesh, name } => {
+            Ok(body::json(StatusCode::OK, &read::one(state, &world, user, &query, (kind, &mesh, &name), true)?))
+        }
+        Route::Dataplanes { kind, mesh, name } => {
+            computed(on, move |state, world, user| inspect::dataplanes(state, world, user, &query, (kind, &mesh, &name))).await
+        }
+        Route::Rules { mesh, name } => computed(on, move |state, world, user| inspect::rules(state, world, user, &mesh, &name)).await,
+        Route::DataplanePolicies { mesh, name, part } => {
+            computed(on, move |state, world, user| inspect::policies(state, world, user, (&mesh, &name), &part)).await
+        }
+        Route::Layout { mesh, name } => computed(on, move |state, world, user| destinations::layout(state, world, user, &mesh, &name)).await,
+        Route::Hostnames { segment, mesh, name } => {
+            Ok(body::json(StatusCode::OK, &destinations::hostnames(state, &world, &segment, &mesh, &name)?))
+        }
+        Route::Config { mesh, name } => config(state, &query, &world, &mesh, &name).await,
+        _ => Err(ApiError::not_found(title::GET)),
+    }
 }
 
 async fn dispatch(state: &ApiState, parts: &Parts, body: Body, user: &User, route: Route) -> Result<Response, ApiError> {
     let query = Query::parse(parts.uri.query().unwrap_or(""));
+    if parts.method == Method::GET {
+        let reading = Reading::parse(&parts.headers, &query)?;
+        if let Some(interest) = Interest::of(&route, &parts.method) {
+            return read(state, parts, user, query, route, &reading, interest).await;
+        }
+        match route {
+            Route::Watch => return watch::answer(state, &parts.headers, user, &query, &reading).await,
+            // Answered also without a leader, unless asked for more: clients look here whether there is a control plane at all.
+            Route::Index if reading.level.is_some() => {
+                let world = reading.fresh(state, title::GET).await?;
+                let mut response = body::json(StatusCode::OK, &system::index(state, &world));
+                reading.label(state, world.revision(), &mut response);
+                return Ok(response);
+            }
+            _ if reading.index.is_some() => return Err(ApiError::bad_request("bad request: this path does not wait for changes: leave \"index\" out")),
+            _ => {}
+        }
+    }
     match route {
         Route::Index => Ok(body::json(StatusCode::OK, &system::index(state, &state.replicator.world()))),
         Route::WhoAmI => Ok(body::json(StatusCode::OK, &system::who_am_i(user))),
@@ -187,51 +255,25 @@ async fn dispatch(state: &ApiState, parts: &Parts, body: Body, user: &User, rout
         }
         Route::Policies => Ok(body::json(StatusCode::OK, &system::policies(state))),
         Route::Resources => Ok(body::json(StatusCode::OK, &system::resources(state))),
-        Route::Kri(kri) => {
-            let world = fresh(state, title::GET).await?;
-            Ok(read_at(&world, body::json(StatusCode::OK, &read::by_kri(state, &world, user, &query, &kri)?)))
-        }
-        Route::List { kind, mesh, overview, template } => {
-            let world = fresh(state, title::LIST).await?;
-            let url = url(parts);
-            let rq = ListRequest { kind, mesh: mesh.as_deref(), overview, template: &template, url: &url };
-            Ok(read_at(&world, body::json(StatusCode::OK, &read::list(state, &world, user, &query, &rq)?)))
-        }
-        Route::One { kind, mesh, name } if parts.method == Method::GET => {
-            let world = fresh(state, title::GET).await?;
-            let mut response = body::json(StatusCode::OK, &read::one(state, &world, user, &query, (kind, &mesh, &name), false)?);
-            if let Some(r) = world.find(kind, &mesh, &name) {
-                response.headers_mut().insert(header::ETAG, write::etag(r.version));
-            }
-            Ok(read_at(&world, response))
-        }
-        Route::Overview { kind, mesh, name } => {
-            let world = fresh(state, title::GET).await?;
-            Ok(read_at(&world, body::json(StatusCode::OK, &read::one(state, &world, user, &query, (kind, &mesh, &name), true)?)))
-        }
-        Route::Dataplanes { kind, mesh, name } => {
-            computed(state, user, move |state, world, user| inspect::dataplanes(state, world, user, &query, (kind, &mesh, &name))).await
-        }
-        Route::Rules { mesh, name } => computed(state, user, move |state, world, user| inspect::rules(state, world, user, &mesh, &name)).await,
-        Route::DataplanePolicies { mesh, name, part } => {
-            computed(state, user, move |state, world, user| inspect::policies(state, world, user, (&mesh, &name), &part)).await
-        }
-        Route::Layout { mesh, name } => {
-            computed(state, user, move |state, world, user| destinations::layout(state, world, user, &mesh, &name)).await
-        }
-        Route::Hostnames { segment, mesh, name } => {
-            let world = fresh(state, title::SERVICE).await?;
-            Ok(read_at(&world, body::json(StatusCode::OK, &destinations::hostnames(state, &world, &segment, &mesh, &name)?)))
-        }
+        // Reads, which do not come here.
+        Route::Watch
+        | Route::Kri(_)
+        | Route::List { .. }
+        | Route::Overview { .. }
+        | Route::Dataplanes { .. }
+        | Route::Rules { .. }
+        | Route::DataplanePolicies { .. }
+        | Route::Layout { .. }
+        | Route::Hostnames { .. }
+        | Route::Config { .. } => Err(ApiError::not_found(title::GET)),
         Route::Later(what) => Err(ApiError::not_implemented(title::GET, what)),
-        Route::Config { mesh, name } => config(state, &query, &mesh, &name).await,
         Route::One { kind, mesh, name } => {
             write::check_writable(state, kind)?;
             let key = Key::new(kind, &mesh, &name);
             let bytes = if parts.method == Method::PUT { read_body(state, parts, body).await? } else { Bytes::new() };
             let wanted = write::Precondition::parse(&parts.headers)?;
             let header = parts.headers.get(IDEMPOTENCY_KEY).map(HeaderValue::as_bytes);
-            let ids = write::Ids::new(header, parts.method.as_str(), parts.uri.path(), &bytes, wanted);
+            let ids = write::Ids::new(header, user, parts.method.as_str(), parts.uri.path(), &bytes, wanted);
             match parts.method {
                 Method::PUT => write::put(state, user, &key, &bytes, &ids, wanted).await,
                 _ => write::delete(state, user, &key, &ids, wanted).await,
@@ -257,7 +299,7 @@ fn url(parts: &Parts) -> String {
 }
 
 /// `GET …/_config` (§4.3). No access check, as in Kuma.
-async fn config(state: &ApiState, query: &Query, mesh: &str, name: &str) -> Result<Response, ApiError> {
+async fn config(state: &ApiState, query: &Query, world: &World, mesh: &str, name: &str) -> Result<Response, ApiError> {
     if state.options.mode == Mode::Global {
         return Err(ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed", "Not allowed on global CP"));
     }
@@ -273,10 +315,9 @@ async fn config(state: &ApiState, query: &Query, mesh: &str, name: &str) -> Resu
         }
         diff = true;
     }
-    let world = fresh(state, title::GET).await?;
-    read::require_mesh(&world, Kind::Dataplane, mesh)?;
+    read::require_mesh(world, Kind::Dataplane, mesh)?;
     match state.inspector.config(mesh, name, shadow, diff).await {
-        Ok(v) => Ok(read_at(&world, body::json(StatusCode::OK, &v))),
+        Ok(v) => Ok(body::json(StatusCode::OK, &v)),
         Err(InspectError::NotFound) => Err(ApiError::not_found(title::GET)),
         Err(InspectError::Failed(e)) => Err(ApiError::internal(title::GET, e)),
     }

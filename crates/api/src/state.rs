@@ -1,6 +1,6 @@
 //! What the API needs from its process.
 
-use crate::{auth::StaticAccess, cluster::ClusterAdmin, gui::Gui, managers};
+use crate::{auth::StaticAccess, cluster::ClusterAdmin, feed::Feed, gui::Gui, managers};
 use async_trait::async_trait;
 use ikada_model::{Key, Mode, Timestamp};
 use ikada_world::Replicator;
@@ -11,6 +11,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 use tokio::sync::{Mutex, MutexGuard};
+use tokio_util::sync::CancellationToken;
 
 /// Settings (`apiServer.*`, `multizone.zone.*`, `access.static.*` and what follows from them).
 #[derive(Clone, Debug)]
@@ -51,6 +52,10 @@ pub struct ApiOptions {
     pub max_body: usize,
     /// `apiServer.readTimeout`: how long a request's body may take.
     pub read_timeout: Duration,
+    /// How many requests may wait for changes at a time, watches included.
+    pub waiters: usize,
+    /// A watch says at least this often that it lives, and how far it is.
+    pub watch_heartbeat: Duration,
     /// Shown by `GET /`.
     pub index: Index,
     /// The GUI.
@@ -96,6 +101,8 @@ impl Default for ApiOptions {
             complete_dataplanes: true,
             max_body: 8 * 1024 * 1024,
             read_timeout: Duration::from_secs(10),
+            waiters: 1024,
+            watch_heartbeat: Duration::from_secs(15),
             index: Index {
                 hostname: String::new(),
                 product: "Kuma".into(),
@@ -173,12 +180,25 @@ pub struct ApiState {
     /// `/cluster…`; without it those paths answer 501.
     pub cluster: Option<Arc<dyn ClusterAdmin>>,
     pub(crate) turns: Arc<Turns>,
+    pub(crate) feed: Arc<Feed>,
+    pub(crate) stop: CancellationToken,
 }
 
 impl ApiState {
-    /// A state.
+    /// A state. Follows the store from now on, so it needs a tokio runtime.
     pub fn new(replicator: Arc<dyn Replicator>, inspector: Arc<dyn ConfigInspector>, options: ApiOptions) -> Self {
-        ApiState { replicator, inspector, options: Arc::new(options), cluster: None, turns: Arc::new(Turns::new()) }
+        let feed = Feed::start(replicator.clone(), options.waiters);
+        let (turns, stop) = (Arc::new(Turns::new()), CancellationToken::new());
+        ApiState { replicator, inspector, options: Arc::new(options), cluster: None, turns, feed, stop }
+    }
+    /// Requests that wait for changes end, with what they would answer then, when this is cancelled.
+    #[must_use]
+    pub fn until(self, stop: CancellationToken) -> Self {
+        ApiState { stop, ..self }
+    }
+    /// How many requests wait for changes right now.
+    pub fn waiting(&self) -> usize {
+        self.feed.waiting()
     }
     /// With the endpoints of the cluster.
     #[must_use]

@@ -26,33 +26,62 @@ const ATTEMPTS: u32 = 5;
 
 /// Where the idempotency keys of a request's commands come from.
 pub struct Ids {
-    /// Of the client's header, with everything the request consists of; `None` without header.
-    fixed: Option<Sha256>,
+    /// With a client's header: what all requests begin with that it may repeat, and digest of that and the body.
+    fixed: Option<([u8; 8], Sha256)>,
+}
+
+/// The first bytes of a digest.
+fn first<const N: usize>(digest: Sha256) -> [u8; N] {
+    let mut out = [0; N];
+    out.iter_mut().zip(digest.finalize()).for_each(|(a, b)| *a = b);
+    out
 }
 
 impl Ids {
-    /// `header` is `Idempotency-Key`. The same key on another request is another command.
-    pub fn new(header: Option<&[u8]>, method: &str, path: &str, body: &[u8], wanted: Precondition) -> Self {
+    /// `header` is `Idempotency-Key`. The same key of another user, on another path, with another method or precondition is another command;
+    /// with another body it is a mistake, see [`Ids::check`].
+    pub fn new(header: Option<&[u8]>, user: &User, method: &str, path: &str, body: &[u8], wanted: Precondition) -> Self {
         let fixed = header.filter(|h| !h.is_empty()).map(|header| {
             let mut h = Sha256::new();
-            for part in [header, method.as_bytes(), path.as_bytes(), body, format!("{wanted:?}").as_bytes()] {
+            let add = |h: &mut Sha256, part: &[u8]| {
                 h.update((part.len() as u64).to_le_bytes());
                 h.update(part);
+            };
+            for part in [header, user.name.as_bytes(), method.as_bytes(), path.as_bytes(), format!("{wanted:?}").as_bytes()] {
+                add(&mut h, part);
             }
-            h
+            let prefix = first(h.clone());
+            add(&mut h, body);
+            (prefix, h)
         });
         Ids { fixed }
     }
     /// Key of an attempt: a repeated request walks through the same keys and so finds the outcome of the first.
     fn id(&self, state: &ApiState, attempt: u32) -> CommandId {
-        let Some(h) = &self.fixed else { return state.replicator.new_id() };
-        let digest = h.clone().chain_update(attempt.to_le_bytes()).finalize();
+        self.fixed_id(attempt).unwrap_or_else(|| state.replicator.new_id())
+    }
+    fn fixed_id(&self, attempt: u32) -> Option<CommandId> {
+        let (prefix, h) = self.fixed.as_ref()?;
+        let rest: [u8; 8] = first(h.clone().chain_update(attempt.to_le_bytes()));
         let mut id = [0; 16];
-        id.iter_mut().zip(digest).for_each(|(a, b)| *a = b);
-        id
+        id.iter_mut().zip(prefix.iter().chain(&rest)).for_each(|(a, b)| *a = *b);
+        Some(id)
     }
     fn given(&self) -> bool {
         self.fixed.is_some()
+    }
+    /// What this very request did when it came before.
+    ///
+    /// # Errors
+    /// 422 when the key came before with another body.
+    fn check(&self, world: &World) -> Result<Option<Applied>, ApiError> {
+        let Some((prefix, _)) = &self.fixed else { return Ok(None) };
+        let own: Vec<CommandId> = (0..ATTEMPTS).filter_map(|attempt| self.fixed_id(attempt)).collect();
+        if world.remembered(prefix).any(|id| !own.contains(id)) {
+            let detail = "this Idempotency-Key was used for this resource with another body: a new write needs a new key";
+            return Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, title::PROCESS, detail));
+        }
+        Ok(own.iter().find_map(|id| world.outcome(id)?.as_ref().ok().cloned()))
     }
 }
 
@@ -170,16 +199,25 @@ fn check_meta(state: &ApiState, key: &Key, d: &Decoded) -> Result<(), ApiError> 
     if out.is_empty() { Ok(()) } else { Err(ApiError::invalid(title::PROCESS, parameters(out))) }
 }
 
-/// Operations of a PUT against one world, the resource itself first, and the warnings.
-async fn build(state: &ApiState, world: &World, key: &Key, d: &Decoded, current: Option<&Resource>) -> Result<(Vec<Op>, Vec<String>), ApiError> {
+/// Labels as they are stored.
+fn computed_labels(state: &ApiState, key: &Key, labels: &ikada_model::Labels, spec: &Value) -> ikada_model::Labels {
+    let mut all = labels.clone();
+    labels::compute(state.options.mode, &state.options.zone, key.kind, &key.mesh, spec, &mut all);
+    all
+}
+
+/// Warnings of a body; they do not depend on what is stored.
+fn warnings(state: &ApiState, key: &Key, d: &Decoded) -> Vec<String> {
+    let labels = computed_labels(state, key, &d.labels, d.spec.value());
+    decode::warnings(key.kind, &key.mesh, &key.name, &labels, &decode::default_spec(key.kind, d.spec.value().clone()))
+}
+
+/// Operations of a PUT against one world, the resource itself first.
+async fn build(state: &ApiState, world: &World, key: &Key, d: &Decoded, current: Option<&Resource>) -> Result<Vec<Op>, ApiError> {
     let o = &state.options;
     let kind = key.kind;
     let title = if current.is_some() { title::UPDATE } else { title::CREATE };
-    let compute = |labels: &ikada_model::Labels, spec: &Value| {
-        let mut all = labels.clone();
-        labels::compute(o.mode, &o.zone, kind, &key.mesh, spec, &mut all);
-        all
-    };
+    let compute = |labels, spec| computed_labels(state, key, labels, spec);
     let computed = compute(&d.labels, d.spec.value());
     if kind == Kind::Dataplane && current.is_none() {
         labels::check_workload(o.mode, &d.labels).map_err(ApiError::bad_request)?;
@@ -209,7 +247,6 @@ async fn build(state: &ApiState, world: &World, key: &Key, d: &Decoded, current:
         // Kuma answers 500 here.
         managers::check_membership(&key.mesh, mesh, &spec).map_err(|e| ApiError::new(StatusCode::BAD_REQUEST, title, e))?;
     }
-    let warnings = decode::warnings(kind, &key.mesh, &key.name, &computed, &spec);
     let put = Put {
         // Also what Kuma leaves behind (user's Secrets, ExternalServices, RateLimits) goes with its mesh. An owner stays.
         owner: (kind.is_mesh_scoped() && current.is_none_or(|r| r.owner.is_none())).then(|| Key::new(Kind::Mesh, "", &key.mesh)),
@@ -222,7 +259,7 @@ async fn build(state: &ApiState, world: &World, key: &Key, d: &Decoded, current:
         _ => Ok(vec![Op::Put(put)]),
     };
     match ops {
-        Ok(ops) => Ok((ops, warnings)),
+        Ok(ops) => Ok(ops),
         Err(ManagerError::Invalid(p)) => Err(ApiError::invalid(title, p)),
         Err(ManagerError::Failed(e)) => Err(ApiError::internal(title, e)),
     }
@@ -238,10 +275,23 @@ fn written(status: StatusCode, applied: &Applied, body: &Value) -> Response {
     r
 }
 
+fn put_answer(state: &ApiState, key: &Key, d: &Decoded, applied: &Applied) -> Response {
+    let status = if applied.results.first() == Some(&OpResult::Created) { StatusCode::CREATED } else { StatusCode::OK };
+    let warnings = warnings(state, key, d);
+    let mut response = written(status, applied, &if warnings.is_empty() { json!({}) } else { json!({"warnings": warnings}) });
+    response.headers_mut().insert(header::ETAG, etag(applied.index));
+    response
+}
+
 /// `PUT …/{name}`; the kind is writable.
 pub async fn put(state: &ApiState, user: &User, key: &Key, bytes: &[u8], ids: &Ids, wanted: Precondition) -> Result<Response, ApiError> {
     let _turn = state.turns.of(key).await;
     let mut world = fresh(state, title::FIND).await?;
+    // Also when what it needed, or what it made, is gone by now.
+    if let Some(applied) = ids.check(&world)? {
+        state.options.access.resource(user, key.kind).map_err(ApiError::denied)?;
+        return Ok(put_answer(state, key, &decode_body(key.kind, bytes)?, &applied));
+    }
     require_mesh(&world, key.kind, &key.mesh)?;
     let decoded = decode_body(key.kind, bytes)?;
     check_meta(state, key, &decoded)?;
@@ -253,7 +303,7 @@ pub async fn put(state: &ApiState, user: &User, key: &Key, bytes: &[u8], ids: &I
         if !wanted.holds(current.as_deref()) && !ids.given() {
             return Err(precondition_failed(title));
         }
-        let (mut ops, warnings) = build(state, &world, key, &decoded, current.as_deref()).await?;
+        let mut ops = build(state, &world, key, &decoded, current.as_deref()).await?;
         let strict = wanted.expect(current.as_deref());
         if let Some(expect) = strict {
             for op in &mut ops {
@@ -265,13 +315,7 @@ pub async fn put(state: &ApiState, user: &User, key: &Key, bytes: &[u8], ids: &I
             }
         }
         match state.replicator.propose(Command { id: ids.id(state, attempt), ops }).await {
-            Ok(applied) => {
-                let status = if applied.results.first() == Some(&OpResult::Created) { StatusCode::CREATED } else { StatusCode::OK };
-                let body = if warnings.is_empty() { json!({}) } else { json!({"warnings": warnings}) };
-                let mut response = written(status, &applied, &body);
-                response.headers_mut().insert(header::ETAG, etag(applied.index));
-                return Ok(response);
-            }
+            Ok(applied) => return Ok(put_answer(state, key, &decoded, &applied)),
             Err(e) if strict.is_some() && is_unmet(&e) => return Err(precondition_failed(title)),
             Err(e) if is_race(&e) && attempt + 1 < ATTEMPTS => world = fresh(state, title).await?,
             Err(e) => return Err(ApiError::from_store(title, &e)),
@@ -285,6 +329,10 @@ pub async fn delete(state: &ApiState, user: &User, key: &Key, ids: &Ids, wanted:
     let _turn = state.turns.of(key).await;
     for attempt in 0.. {
         let world = fresh(state, title::DELETE).await?;
+        if let Some(applied) = ids.check(&world)? {
+            state.options.access.resource(user, key.kind).map_err(ApiError::denied)?;
+            return Ok(written(StatusCode::OK, &applied, &json!({})));
+        }
         require_mesh(&world, key.kind, &key.mesh)?;
         state.options.access.resource(user, key.kind).map_err(ApiError::denied)?;
         let current = world.get(key).cloned();

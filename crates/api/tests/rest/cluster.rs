@@ -1,12 +1,11 @@
 //! `/cluster…` over a cluster that notes what it is asked.
 
-use crate::common::{App, FixedInspector, LocalReplicator, REMOTE};
+use crate::common::{App, REMOTE};
 use async_trait::async_trait;
 use bytes::Bytes;
 use ikada_api::{
-    ApiOptions, ApiState,
+    ApiOptions,
     cluster::{ClusterAdmin, ClusterError, Snapshot},
-    router,
 };
 use serde_json::{Value, json};
 use std::{
@@ -78,9 +77,9 @@ impl ClusterAdmin for Fake {
 }
 
 fn app() -> (Arc<Fake>, App) {
-    let (fake, store) = (Arc::new(Fake::default()), LocalReplicator::new());
-    let state = ApiState::new(store.clone(), Arc::new(FixedInspector), ApiOptions::default()).with_cluster(fake.clone());
-    (fake, App { store, router: router(state) })
+    let fake = Arc::new(Fake::default());
+    let app = App::of(ApiOptions::default(), |state| state.with_cluster(fake.clone()));
+    (fake, app)
 }
 
 async fn post(app: &App, path: &str, body: Value) -> (u16, Value) {

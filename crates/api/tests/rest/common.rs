@@ -10,7 +10,7 @@ use ikada_api::{
     router,
 };
 use ikada_model::{Resource, Timestamp, rest};
-use ikada_world::{Applied, ChangeSet, Command, EntryMeta, Op, ProposeError, Put, Replicator, World};
+use ikada_world::{Applied, ChangeSet, Command, Contact, EntryMeta, Op, ProposeError, Put, Replicator, World};
 use serde_json::Value;
 use std::{
     fs,
@@ -32,6 +32,8 @@ pub struct LocalReplicator {
     leader: watch::Sender<bool>,
     /// Errors to answer the next proposals with.
     pub failures: Mutex<Vec<ProposeError>>,
+    /// What the node knows of its leader. Without a recent contact nothing is linearizable.
+    pub contact: Mutex<Contact>,
 }
 
 impl LocalReplicator {
@@ -42,7 +44,18 @@ impl LocalReplicator {
             changes: broadcast::channel(1024).0,
             leader: watch::channel(true).0,
             failures: Mutex::default(),
+            contact: Mutex::new(Contact::ALONE),
         })
+    }
+    /// Applies a command at once: nobody runs in between.
+    pub fn apply(&self, ops: Vec<Op>) -> u64 {
+        let mut world = self.world.lock().unwrap();
+        let index = world.index() + 1;
+        let (next, changes, outcome) = world.apply(EntryMeta { index, time: ikada_api::now() }, &Command { id: self.new_id(), ops });
+        outcome.unwrap();
+        *world = Arc::new(next);
+        let _ = self.changes.send(Arc::new(changes));
+        index
     }
     /// Stores resources as they are.
     pub async fn preload(&self, resources: Vec<Resource>) {
@@ -74,7 +87,13 @@ impl Replicator for LocalReplicator {
         self.world.lock().unwrap().clone()
     }
     async fn linearizable(&self) -> Result<Arc<World>, ProposeError> {
+        if !self.contact().is_recent() {
+            return Err(ProposeError::Unavailable("no majority".into()));
+        }
         Ok(self.world())
+    }
+    fn contact(&self) -> Contact {
+        *self.contact.lock().unwrap()
     }
     fn subscribe(&self) -> broadcast::Receiver<Arc<ChangeSet>> {
         self.changes.subscribe()
@@ -106,6 +125,7 @@ impl ConfigInspector for FixedInspector {
 /// The API and its store.
 pub struct App {
     pub store: Arc<LocalReplicator>,
+    pub state: ApiState,
     pub router: Router,
 }
 
@@ -132,9 +152,12 @@ pub const HOST: &str = "localhost:5681";
 
 impl App {
     pub fn new(options: ApiOptions) -> App {
+        App::of(options, |state| state)
+    }
+    pub fn of(options: ApiOptions, change: impl FnOnce(ApiState) -> ApiState) -> App {
         let store = LocalReplicator::new();
-        let router = router(ApiState::new(store.clone(), Arc::new(FixedInspector), options));
-        App { store, router }
+        let state = change(ApiState::new(store.clone(), Arc::new(FixedInspector), options));
+        App { store, router: router(state.clone()), state }
     }
     /// A zone with everything that a control plane makes at start. The keys are made once for all tests of a binary.
     pub async fn started(options: ApiOptions) -> App {

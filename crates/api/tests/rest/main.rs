@@ -2,7 +2,9 @@
 
 mod cluster;
 mod common;
+mod consistency;
 mod corpus;
 mod live;
 mod requests;
 mod socket;
+mod watch;

@@ -1,8 +1,8 @@
 //! What clients send, well-meaning and not.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use crate::common::{App, FixedInspector, LOCAL, LocalReplicator, REMOTE};
-use ikada_api::{ApiOptions, ApiState, router};
+use crate::common::{App, LOCAL, REMOTE};
+use ikada_api::ApiOptions;
 use ikada_model::{Json, Key, Kind, Labels, Resource};
 use ikada_world::{ProposeError, Replicator};
 use serde_json::{Value, json};
@@ -229,10 +229,28 @@ async fn a_repeated_write_is_one_write() {
     assert_eq!(send("PUT", body.clone(), "k1").await, 201, "the answer of the first");
     assert_eq!(app.store.world().find(Kind::Secret, "default", "s").unwrap().version, version);
     assert_eq!(send("PUT", body.clone(), "k2").await, 200);
+    // The same key for another write is a mistake, and it says so. For another resource or user it is another key.
+    let other = json!({"type": "Secret", "mesh": "default", "name": "s", "data": "b3RoZXI="}).to_string().into_bytes();
+    assert_eq!(send("PUT", other.clone(), "k2").await, 422);
+    assert_ne!(app.store.world().find(Kind::Secret, "default", "s").unwrap().spec.value()["data"], "b3RoZXI=");
+    let headers = [("content-type", "application/json"), ("idempotency-key", "k2")];
+    let elsewhere = app.request("PUT", "/meshes/default/secrets/t", &headers, secret("t").to_string().into_bytes(), LOCAL).await;
+    assert_eq!(elsewhere.status, 201);
     assert_eq!(send("DELETE", vec![], "k3").await, 200);
     assert_eq!(send("DELETE", vec![], "k3").await, 200);
     assert_eq!(send("DELETE", vec![], "k4").await, 404);
     assert_eq!(send("DELETE", vec![], "").await, 404);
+    // The answer of the first also when everything around it is gone by now.
+    let headers = [("content-type", "application/json"), ("idempotency-key", "m")];
+    let retry = json!({"type": "MeshTimeout", "mesh": "gone", "name": "t", "spec": {"to": [{"targetRef": {"kind": "Mesh"}, "default": {"connectionTimeout": "1s"}}]}});
+    app.store("/meshes/gone", &json!({"type": "Mesh", "name": "gone"})).await;
+    let put = || app.request("PUT", "/meshes/gone/meshtimeouts/t", &headers, retry.to_string().into_bytes(), LOCAL);
+    let first = put().await;
+    assert_eq!(first.status, 201, "{}", first.text);
+    assert_eq!(app.send("DELETE", "/meshes/gone", None).await.status, 200);
+    let again = put().await;
+    assert_eq!((again.status, again.text.as_str(), again.header("ikada-revision")), (201, first.text.as_str(), first.header("ikada-revision")));
+    assert!(app.store.world().find(Kind::MeshTimeout, "gone", "t").is_none(), "and it is not done again");
 }
 
 #[tokio::test]
@@ -370,9 +388,7 @@ async fn configuration_of_a_proxy() {
 
 #[tokio::test]
 async fn base_path_and_links() {
-    let store = LocalReplicator::new();
-    let options = ApiOptions { base_path: "/api".into(), ..ApiOptions::default() };
-    let app = App { router: router(ApiState::new(store.clone(), Arc::new(FixedInspector), options)), store };
+    let app = App::new(ApiOptions { base_path: "/api".into(), ..ApiOptions::default() });
     let zone = |n: &str| Resource::new(Key::new(Kind::Zone, "", n), Json::default());
     app.store.preload(vec![zone("a"), zone("b")]).await;
     assert_eq!(app.get("/zones").await.status, 404);
