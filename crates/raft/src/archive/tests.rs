@@ -301,6 +301,31 @@ async fn power_loss_while_recovering_keeps_the_old_directory_or_can_go_on() {
     assert!(resumed > 5, "{resumed} times between the directories");
 }
 
+#[tokio::test(start_paused = true)]
+async fn copies_of_and_into_encrypted_directories() {
+    let disk = ScriptedDisk::new(1);
+    let random = std::array::from_fn(|i| (i as u8).wrapping_mul(151).rotate_left(i as u32 % 8) ^ 0x5a);
+    let keys = ikada_store::Keys::parse(&ikada_store::Keys::line("k1", random).unwrap()).unwrap();
+    let sealed = |dir: &str| Options { encryption: Some(keys.clone()), ..options(&disk, dir) };
+    let (archive, done, world) = filled(&disk, "/plain", 8).await;
+    restore(&mut archive.as_slice(), &sealed("/b")).unwrap();
+    recover(&sealed("/b")).unwrap();
+    disk.process_exit();
+    let shows = |dir: &str| {
+        let secret = |bytes: &[u8]| bytes.windows(11).any(|w| w == b"MeshTimeout");
+        disk.contents().iter().filter(|(path, bytes)| path.starts_with(dir) && secret(bytes)).count()
+    };
+    assert!(shows("/plain") > 0);
+    assert_eq!(shows("/b"), 0);
+    let e = recover(&options(&disk, "/b")).unwrap_err().to_string();
+    assert!(e.contains("is encrypted with the key \"k1\"") && !e.contains('\n'), "{e}");
+    disk.process_exit();
+    let store = RaftStore::open(sealed("/b")).await.unwrap();
+    assert_eq!(facts(&store.world()), facts(&world));
+    assert_eq!(store.propose(create(0)).await.unwrap(), done[0]);
+    store.shutdown().await.unwrap();
+}
+
 #[test]
 fn nothing_that_is_read_panics() {
     use proptest::{collection::vec, prelude::*};

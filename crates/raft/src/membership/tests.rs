@@ -3,7 +3,7 @@
 use super::*;
 use crate::{Options, RaftStore};
 use ikada_store::disk::ScriptedDisk;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 fn member(id: u64) -> Member {
     Member { id, address: format!("h{id}:5690"), name: format!("h{id}"), wants_vote: true, format: 1 }
@@ -81,5 +81,22 @@ async fn what_would_break_the_cluster_is_refused() {
     for text in [MembershipError::EvenVoters { count: 4 }, MembershipError::NotLeader(Some(3)), MembershipError::NotLeader(None)] {
         assert!(!text.to_string().contains('\n') && !text.to_string().is_empty());
     }
+    store.shutdown().await.unwrap();
+}
+
+/// As if the leader that began the change had died between its two steps.
+#[tokio::test(start_paused = true)]
+async fn a_change_that_was_begun_is_finished() {
+    let (_disk, store) = alone().await;
+    let voters = || BTreeSet::from([1]);
+    let joint = Configuration::new(vec![voters(), voters()], BTreeMap::from([(1, NodeRecord::default())])).unwrap();
+    store.raft.append_membership(joint, openraft::EntryPayload::Blank, []).await.unwrap();
+    assert!(store.status().joint);
+    let finished = async {
+        while store.status().joint {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), finished).await.expect("it is finished");
     store.shutdown().await.unwrap();
 }
