@@ -7,18 +7,22 @@
 //! 3. `machine`: applies the entry to the world, publishes it and its change set, answers the proposer.
 //! 4. `cache`: writes the changed records to the state cache, later and off this path. Snapshots are written by `machine`.
 //!
-//! A cluster of one node for now. The transport goes into `network`, forwarding to the leader into [`RaftStore`]'s `propose`.
+//! A node that does not lead forwards writes (`forward`) and asks the leader how far a linearizable read must be (`reads`); nodes talk
+//! over `peer` and [`net`], openraft through `network`.
 
 mod archive;
 mod cache;
 mod encryption;
+mod forward;
 mod log;
 mod machine;
 mod membership;
 pub mod net;
 mod network;
+mod open;
 mod options;
 mod peer;
+mod reads;
 mod record;
 mod seam;
 mod settings;

@@ -78,25 +78,36 @@ impl Recent {
         self.entries.get(usize::try_from(index.checked_sub(self.first()?)?).ok()?)
     }
     fn push(&mut self, entry: Entry, size: usize) {
+        // After a snapshot took the place of the log, entries begin behind it.
+        if self.entries.back().is_some_and(|(last, _)| last.log_id.index + 1 != entry.log_id.index) {
+            self.entries.clear();
+            self.bytes = 0;
+        }
         self.bytes += size;
         self.entries.push_back((entry, size));
     }
     fn shrink(&mut self) {
         while self.bytes > RECENT_BYTES && self.first().is_some_and(|f| f < self.written) {
-            let Some((_, size)) = self.entries.pop_front() else { break };
+            let Some((_, size)) = self.entries.pop_front() else {
+                break;
+            };
             self.bytes -= size;
         }
     }
     fn truncate_from(&mut self, index: u64) {
         while self.entries.back().is_some_and(|(e, _)| e.log_id.index >= index) {
-            let Some((_, size)) = self.entries.pop_back() else { break };
+            let Some((_, size)) = self.entries.pop_back() else {
+                break;
+            };
             self.bytes -= size;
         }
         self.written = self.written.min(index);
     }
     fn purge_to(&mut self, index: u64) {
         while self.first().is_some_and(|f| f <= index) {
-            let Some((_, size)) = self.entries.pop_front() else { break };
+            let Some((_, size)) = self.entries.pop_front() else {
+                break;
+            };
             self.bytes -= size;
         }
     }
@@ -217,7 +228,7 @@ impl RaftLog {
                 recent.first().filter(|first| *first > next).unwrap_or(u64::MAX)
             };
             let found = self.shared.log.read(next..end.min(in_memory_from), max_bytes.saturating_sub(size))?;
-            if found.is_empty() {
+            if found.first().is_none_or(|record| record.mark.index != next) {
                 break;
             }
             for record in found {
@@ -309,6 +320,8 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
     }
 
     async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
+        // At once: the next entry may be appended before the writer comes to it.
+        self.shared.recent.lock().purge_to(log_id.index);
         self.tell(Job::Purge(mark(&log_id))).await
     }
 }
@@ -399,11 +412,7 @@ impl Writer {
             }
             Job::Vote(hard, _) => self.retried(|| log.save_hard_state(*hard)).await,
             Job::Truncate(from, _) => self.retried(|| log.truncate_from(*from)).await,
-            Job::Purge(mark) => {
-                self.retried(|| log.purge_to(*mark)).await?;
-                self.shared.recent.lock().purge_to(mark.index);
-                Ok(())
-            }
+            Job::Purge(mark) => self.retried(|| log.purge_to(*mark)).await,
             Job::Committed(mark) => {
                 *committed = Some(*mark);
                 Ok(())

@@ -15,24 +15,67 @@ use openraft::{
     alias::{SnapshotMetaOf, SnapshotOf},
     storage::{EntryResponder, RaftStateMachine},
 };
+use parking_lot::Mutex;
 use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, oneshot};
 
 /// Change sets that a subscriber may be behind before it has to start over.
 const BUS_CAPACITY: usize = 4096;
 /// Pause before a snapshot that met a full disk is tried again.
 const FULL_RETRY: Duration = Duration::from_secs(5);
 
+/// Waiters for one entry above which those that gave up are removed first.
+const MANY_WAITING: usize = 64;
+
 /// Where readers find the applied world.
 pub(crate) struct Published {
     pub world: ArcSwap<World>,
     pub bus: broadcast::Sender<Arc<ChangeSet>>,
+    /// Who waits for an entry to be applied, by its index.
+    waiting: Mutex<BTreeMap<u64, Vec<oneshot::Sender<()>>>>,
 }
 
 impl Published {
     pub(crate) fn new(world: Arc<World>) -> Self {
-        Published { world: ArcSwap::new(world), bus: broadcast::channel(BUS_CAPACITY).0 }
+        Published { world: ArcSwap::new(world), bus: broadcast::channel(BUS_CAPACITY).0, waiting: Mutex::default() }
     }
+
+    /// Waits until the world has the entry at `index`.
+    pub(crate) async fn applied(&self, index: u64) {
+        let applied = || self.world.load().index() >= index;
+        if applied() {
+            return;
+        }
+        let (tell, told) = oneshot::channel();
+        {
+            let mut waiting = self.waiting.lock();
+            if applied() {
+                return;
+            }
+            let same = waiting.entry(index).or_default();
+            if same.len() >= MANY_WAITING {
+                same.retain(|w| !w.is_closed());
+            }
+            same.push(tell);
+        }
+        told.await.ok();
+    }
+
+    /// Wakes who waits for entries that the world has now.
+    fn wake(&self) {
+        let due = {
+            let mut waiting = self.waiting.lock();
+            if waiting.is_empty() {
+                return;
+            }
+            let rest = waiting.split_off(&(self.world.load().index() + 1));
+            std::mem::replace(&mut *waiting, rest)
+        };
+        for tell in due.into_values().flatten() {
+            tell.send(()).ok();
+        }
+    }
+
     /// Publishes a world, then tells what changed; whoever is told finds it.
     fn publish(&self, world: Arc<World>, changes: ChangeSet) {
         self.world.store(world);
@@ -48,6 +91,8 @@ pub(crate) struct Machine {
     pub published: Arc<Published>,
     pub position: Position,
     pub snapshots: Arc<SnapshotStore>,
+    /// Whose turn it is to write a snapshot.
+    pub snapshot_turn: Arc<tokio::sync::Mutex<()>>,
     pub pending: Arc<Pending>,
     /// Files are read and written off the runtime.
     pub blocking: bool,
@@ -100,6 +145,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
                 responder.send(reply);
             }
         }
+        self.published.wake();
         Ok(())
     }
 
@@ -110,12 +156,18 @@ impl RaftStateMachine<TypeConfig> for Machine {
             last: *last,
             membership: membership.clone(),
             snapshots: self.snapshots.clone(),
+            snapshot_turn: self.snapshot_turn.clone(),
             blocking: self.blocking,
         }
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMetaOf<TypeConfig>, snapshot: SnapshotFile) -> io::Result<()> {
-        let position = read_snapshot(&self.snapshots, snapshot.0.mark)?;
+        // What came from a peer was read on the way.
+        let read = snapshot.content.and_then(|content| content.lock().take());
+        let position = match read {
+            Some(position) => position,
+            None => read_snapshot(&self.snapshots, snapshot.meta.mark)?,
+        };
         if position.last != meta.last_log_id {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the snapshot file is not the one that was announced"));
         }
@@ -125,15 +177,18 @@ impl RaftStateMachine<TypeConfig> for Machine {
             self.pending.note_all(&self.position.world, at, &self.position.membership);
         }
         self.published.publish(self.position.world.clone(), changes);
+        self.published.wake();
         Ok(())
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf<TypeConfig, SnapshotFile>>> {
-        let Some(newest) = self.snapshots.newest() else { return Ok(None) };
+        let Some(newest) = self.snapshots.newest() else {
+            return Ok(None);
+        };
         let stored = self.snapshots.read(newest)?.meta().clone();
         let (_, _, membership) = record::decode_meta(&stored.meta)?;
         let meta = SnapshotMeta { last_log_id: Some(log_id(newest)), last_membership: membership };
-        Ok(Some(Snapshot { meta, snapshot: SnapshotFile(stored) }))
+        Ok(Some(Snapshot { meta, snapshot: SnapshotFile { meta: stored, content: None } }))
     }
 }
 
@@ -156,7 +211,9 @@ fn difference(old: &World, new: &World) -> ChangeSet {
     }
     let (before, after) = (index(old), index(new));
     let mut changes = ChangeSet { index: new.index(), ..ChangeSet::default() };
-    let mut add = |is_status: bool, change: Change| if is_status { changes.status.push(change) } else { changes.policy.push(change) };
+    let mut add = |is_status: bool, change: Change| {
+        if is_status { changes.status.push(change) } else { changes.policy.push(change) }
+    };
     for ((is_status, key), r) in &before {
         if !after.contains_key(&(*is_status, *key)) {
             add(*is_status, Change { before: Some((*r).clone()), after: None });
@@ -177,6 +234,7 @@ pub(crate) struct Builder {
     last: Option<LogId>,
     membership: Membership,
     snapshots: Arc<SnapshotStore>,
+    snapshot_turn: Arc<tokio::sync::Mutex<()>>,
     blocking: bool,
 }
 
@@ -203,16 +261,20 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
     type SnapshotData = SnapshotFile;
 
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig, SnapshotFile>> {
-        let Some(last) = self.last else { return Err(io::Error::other("nothing was applied yet")) };
+        let Some(last) = self.last else {
+            return Err(io::Error::other("nothing was applied yet"));
+        };
         loop {
             let (snapshots, world, membership) = (self.snapshots.clone(), self.world.clone(), self.membership.clone());
             let write = move || write_snapshot(&snapshots, &world, &last, &membership);
+            let turn = self.snapshot_turn.clone().lock_owned().await;
             let done = if self.blocking { tokio::task::spawn_blocking(write).await.map_err(io::Error::other)? } else { write() };
+            drop(turn);
             match done {
                 Ok(stored) => {
                     tracing::info!("snapshot of {} resources at {}", self.world.len(), mark(&last));
                     let meta = SnapshotMeta { last_log_id: Some(last), last_membership: self.membership.clone() };
-                    return Ok(Snapshot { meta, snapshot: SnapshotFile(stored) });
+                    return Ok(Snapshot { meta, snapshot: SnapshotFile { meta: stored, content: None } });
                 }
                 // The log stays until there is space.
                 Err(e @ StoreError::Full { .. }) => tracing::warn!("snapshot postponed: {e}"),

@@ -1,5 +1,6 @@
 //! openraft with our types, and where they meet those of the store.
 
+use crate::cache::Position;
 use bytes::Bytes;
 use ikada_model::Timestamp;
 use ikada_store::{FORMAT_VERSION, HardState, Mark, SnapshotMeta};
@@ -9,6 +10,7 @@ use openraft::{
     impls::leader_id_std::LeaderId,
     vote::leader_id_std::CommittedLeaderId,
 };
+use parking_lot::Mutex;
 use std::{fmt, sync::Arc};
 
 openraft::declare_raft_types!(
@@ -73,8 +75,18 @@ impl fmt::Display for Reply {
 }
 
 /// A complete snapshot file of this node's [`ikada_store::SnapshotStore`].
-#[derive(Clone, Debug)]
-pub(crate) struct SnapshotFile(pub SnapshotMeta);
+#[derive(Clone)]
+pub(crate) struct SnapshotFile {
+    pub meta: SnapshotMeta,
+    /// What is in it, when it came from a peer and was read on the way.
+    pub content: Option<Arc<Mutex<Option<Position>>>>,
+}
+
+impl fmt::Debug for SnapshotFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "snapshot at {}", self.meta.mark)
+    }
+}
 
 pub(crate) fn log_id(mark: Mark) -> LogId {
     LogId { leader_id: CommittedLeaderId::new(mark.term), index: mark.index }

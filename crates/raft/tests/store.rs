@@ -254,13 +254,3 @@ async fn snapshots_purge_the_log_and_damage_is_refused() {
     assert_eq!(names(&store.world()).len(), 40);
     store.shutdown().await.unwrap();
 }
-
-#[tokio::test]
-async fn a_node_alone_is_always_in_contact_with_its_leader() {
-    let tmp = tempfile::tempdir().unwrap();
-    let store = RaftStore::open(Options::new(tmp.path().join("a"))).await.unwrap();
-    let contact = store.contact();
-    assert_eq!((contact.leader, contact.since, contact.lease), (Some(store.node_id()), Some(Duration::ZERO), Settings::lan().election.1));
-    store.shutdown().await.unwrap();
-    assert!(!store.contact().is_recent(), "who has stopped knows nothing");
-}
