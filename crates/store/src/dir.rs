@@ -267,7 +267,12 @@ fn read_identity(disk: &dyn Disk, dir: &Path) -> Result<Found> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{disk::RealDisk, types::ClusterId};
+    use crate::{
+        disk::{RealDisk, ScriptedDisk},
+        log::FileLogOptions,
+        seal::testing::keyring,
+        types::ClusterId,
+    };
     use std::fs;
 
     fn id() -> Identity {
@@ -322,5 +327,41 @@ mod tests {
         let expected = format!("has format 7, written by ikada 9.{this}, this is ikada {this}, which reads up to {FORMAT_VERSION}: install");
         assert!(message.contains(&expected), "{message}");
         assert_eq!(fs::read_to_string(&file).unwrap(), newer);
+    }
+
+    /// A directory that is all encrypted says so: it is not opened without keys, and a file that is not encrypted has no place in it.
+    #[test]
+    fn an_encrypted_directory_is_refused_without_its_keys_and_left_alone() {
+        let disk = ScriptedDisk::new(1);
+        let path = Path::new("/d");
+        let open = |ids: &[&str]| DataDir::open(Arc::new(disk.clone()), path, (!ids.is_empty()).then(|| keyring(ids)), id);
+        let start = |ids: &[&str]| {
+            let dir = open(ids)?;
+            let log = FileLog::open(dir.disk().clone(), &dir.log(), id(), FileLogOptions { segment_bytes: 2048 }, dir.keyring().cloned())?;
+            let snapshots = SnapshotStore::open(dir.disk().clone(), &dir.snapshots(), id(), dir.keyring().cloned())?;
+            dir.reseal(&log, &snapshots)
+        };
+        assert_eq!(start(&[]).unwrap(), 0);
+        let plain = disk.contents();
+        let count = start(&["a"]).unwrap();
+        assert!(count > 0, "the log was rewritten");
+        assert_eq!(start(&["a"]).unwrap(), 0);
+        let sealed = disk.contents();
+        assert!(String::from_utf8_lossy(&sealed[&path.join(IDENTITY)]).contains("encryption a\n"));
+        for (ids, expected) in [(&[][..], "/d is encrypted with the key \"a\", and no keys are configured"), (&["b"], "not among the configured keys (b)")] {
+            let message = open(ids).err().map(|e| e.to_string()).unwrap_or_default();
+            assert!(message.contains(expected) && message.ends_with("Nothing was changed"), "{message}");
+            assert!(disk.contents() == sealed);
+        }
+        // The segment from before it was encrypted.
+        let segment = path.join("log/0000000000000000.log");
+        disk.open(&segment, OpenMode::Create).unwrap().write_at(&plain[&segment], 0).unwrap();
+        let message = open(&["a"]).err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(message.contains("damaged") && message.contains("it is not encrypted"), "{message}");
+        disk.open(&segment, OpenMode::Create).unwrap().write_at(&sealed[&segment], 0).unwrap();
+        assert!(start(&["b", "a"]).unwrap() > 0);
+        assert!(String::from_utf8_lossy(&disk.contents()[&path.join(IDENTITY)]).contains("encryption b\n"));
+        assert!(open(&["a"]).is_err());
+        assert_eq!(start(&["b"]).unwrap(), 0);
     }
 }
