@@ -1,7 +1,7 @@
 //! Data directories of older formats, and what a newer version and an interrupted upgrade do with them.
 
 use ikada_model::{Json, Key, Kind, Labels};
-use ikada_raft::{OpenError, Options, RaftStore};
+use ikada_raft::{OpenError, Options, Profile, RaftStore, Settings};
 use ikada_store::{
     FORMAT_VERSION,
     disk::{Disk, OpenMode, ScriptedDisk},
@@ -51,7 +51,8 @@ fn on_disk(files: &BTreeMap<PathBuf, Vec<u8>>, seed: u64) -> ScriptedDisk {
 }
 
 async fn open(disk: &ScriptedDisk) -> Result<Arc<RaftStore>, OpenError> {
-    RaftStore::open(Options { disk: Arc::new(disk.clone()), simulated: true, ..Options::new("/data") }).await
+    let profile = Profile::Custom(Settings { segment_bytes: 8 << 10, ..Settings::lan() });
+    RaftStore::open(Options { disk: Arc::new(disk.clone()), profile, simulated: true, ..Options::new("/data") }).await
 }
 
 /// All resources and outcomes, in the form of the files beside the directories.

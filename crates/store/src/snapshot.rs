@@ -223,7 +223,12 @@ impl SnapshotStore {
     /// A header cannot be read.
     pub fn key_ids(&self) -> Result<BTreeSet<Option<String>>> {
         let marks = self.marks.lock().clone();
-        marks.into_iter().map(|mark| self.key_id(mark)).collect()
+        let ids = marks.into_iter().filter_map(|mark| match self.key_id(mark) {
+            // It was removed in between.
+            Err(_) if !self.marks.lock().contains(&mark) => None,
+            id => Some(id),
+        });
+        ids.collect()
     }
 
     /// Seals the newest snapshot with the first key of the keyring, if it is not, and then removes older ones that are not. Gives how many
@@ -237,7 +242,8 @@ impl SnapshotStore {
         let marks = self.marks.lock().clone();
         let mut old = 0;
         for (i, mark) in marks.iter().enumerate().rev() {
-            if self.key_id(*mark)? == current {
+            // Writing the newest one again removes those beyond the ones that are kept: more were there after a power loss.
+            if !self.marks.lock().contains(mark) || self.key_id(*mark)? == current {
                 continue;
             }
             old += 1;
