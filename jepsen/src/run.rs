@@ -4,11 +4,13 @@ use crate::{
     bed::{self, net::Net},
     check::{Verdict, linear::Bounds},
     cluster::Cluster,
+    edn::Edn,
+    history::Type,
     judge::judge_all,
     nemesis::{self, Step},
-    record::Recorder,
+    record::{Actor, Recorder},
     rng::Rng,
-    workload::{Connections, Shared, register, set},
+    workload::{Connections, Shared, number_of, register, set, watch},
 };
 use anyhow::{Context, Result};
 use std::{
@@ -139,6 +141,7 @@ pub fn run(options: &Options) -> Result<Report> {
         hosts,
         boots: (0..options.nodes).map(|_| AtomicI64::new(0)).collect(),
         stop: AtomicBool::new(false),
+        watched: AtomicBool::new(false),
         rng: rng.fork(1),
         odd: Mutex::new(Vec::new()),
     });
@@ -186,6 +189,7 @@ fn broken(
     rows: &mut Vec<(String, Verdict, String)>,
 ) -> Result<()> {
     let clients = start_clients(shared, runtime, cluster.len());
+    let (watchers, views) = start_watchers(shared, runtime, cluster.len());
     let mut progress = Progress { last: Instant::now(), shared: shared.clone() };
     let wait = |cluster: &mut Cluster, time: Duration, progress: &mut Progress| {
         let end = Instant::now() + time;
@@ -234,6 +238,18 @@ fn broken(
         read
     });
     progress.say(&format!("last reads answered by {read} node(s)"));
+    let lists = if whole { runtime.block_on(last_lists(shared, cluster.len(), &views)) } else { Vec::new() };
+    shared.watched.store(true, Ordering::Relaxed);
+    runtime.block_on(async {
+        for watcher in watchers {
+            watcher.await.ok();
+        }
+    });
+    for (watcher, list) in (0..).zip(lists) {
+        let mut actor = Actor::new(&shared.recorder, "watch");
+        actor.invoke("watch-last", Edn::Nil);
+        actor.end(Type::Ok, "watch-last", list, vec![("watcher".to_owned(), Edn::Int(watcher))]);
+    }
     if whole {
         rows.push(runtime.block_on(agreement(shared, cluster.len())));
     }
@@ -263,6 +279,40 @@ fn start_clients(shared: &Arc<Shared>, runtime: &Runtime, nodes: usize) -> Vec<t
         clients.push(runtime.spawn(async move { set::reader(&s, host, r).await }));
     }
     clients
+}
+
+fn start_watchers(shared: &Arc<Shared>, runtime: &Runtime, nodes: usize) -> (Vec<tokio::task::JoinHandle<()>>, Vec<watch::View>) {
+    let mut watchers = Vec::new();
+    let mut views = Vec::new();
+    for host in 0..nodes.max(2) {
+        let view = watch::View::default();
+        views.push(view.clone());
+        let (shared, rng) = (shared.clone(), shared.rng.fork(1000 + host as u64));
+        let number = i64::try_from(host).unwrap_or(0);
+        watchers.push(runtime.spawn(async move { watch::watcher(&shared, number, host % nodes, view, rng).await }));
+    }
+    (watchers, views)
+}
+
+/// Lists the set until every watcher has the same, or time is over. One list for each watcher.
+async fn last_lists(shared: &Shared, nodes: usize, views: &[watch::View]) -> Vec<Edn> {
+    let end = Instant::now() + Duration::from_secs(30);
+    let mut turn = 0;
+    loop {
+        turn += 1;
+        let mut connections = Connections::new(shared, turn % nodes);
+        if let Ok((items, revision)) = set::list_at(&mut connections, None, set::MESH).await {
+            let named = |i: &serde_json::Value| Some((i["name"].as_str()?.to_owned(), number_of(i)?));
+            let state: watch::State = items.iter().filter(|i| set::is_element(i)).filter_map(named).collect();
+            let alike = views.iter().all(|v| *v.lock().unwrap_or_else(PoisonError::into_inner) == state);
+            if alike || Instant::now() > end {
+                return views.iter().map(|_| watch::list_value(revision, &state)).collect();
+            }
+        } else if Instant::now() > end {
+            return Vec::new();
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }
 
 /// Nobody writes any more: after a while every node by itself shows the same.

@@ -3,7 +3,8 @@
 //! One operation `:watch` is one connection of a watcher: it began with the state of revision `:from`, and its end, also an indeterminate one
 //! when the connection broke, has the value `{:from R, :events [[revision name value] …], :to R, :resync bool}`: every change that came, `value` nil
 //! for a deletion. With `:resync true` the server said that it cannot continue from `:from`, and the watcher started over from a list.
-//! `:watch-list` is such a list: `{:revision R, :items [[name value] …]}`.
+//! `:watch-list` is such a list: `{:revision R, :items [[name value] …]}`. A `:watch-last` is a list that was made when nobody wrote any more and
+//! the watchers had time to come to it.
 //!
 //! - Revisions of events rise, and lie above `:from`.
 //! - Between `:from` and `:to` there is every acknowledged write, with what it wrote.
@@ -73,7 +74,7 @@ pub fn check(ops: &[&Op], writes: &[Written]) -> Result<(Verdict, Summary)> {
         for op in ops {
             let Some(end) = op.end.as_ref().filter(|e| e.kind != Type::Fail) else { continue };
             match op.f() {
-                "watch-list" if end.kind == Type::Ok => list(&mut view, op, &end.value, watcher, &mut findings)?,
+                "watch-list" | "watch-last" if end.kind == Type::Ok => list(&mut view, op, &end.value, watcher, &mut findings)?,
                 "watch" if matches!(end.value, Edn::Map(_)) => {
                     summary.sessions += 1;
                     session(&mut view, op, &end.value, watcher, &acknowledged, &mut summary, &mut findings)?;
@@ -101,17 +102,21 @@ fn list(view: &mut View, op: &Op, value: &Edn, watcher: i64, findings: &mut Vec<
             state.insert(name.to_owned(), v);
         }
     }
-    if view.at == Some(at) && state != view.state {
+    let last = op.f() == "watch-last";
+    if (if last { view.at.is_some() } else { view.at == Some(at) }) && state != view.state {
         let differ: Vec<_> = state.keys().chain(view.state.keys()).filter(|n| state.get(*n) != view.state.get(*n)).collect();
         let name = differ.first().map_or("", |n| n.as_str());
         findings.push(format!(
-            "watcher {watcher} at revision {at}: {} resources differ from the list, e.g. {name}: {:?} by events, {:?} in the list",
+            "watcher {watcher} at revision {:?}, list of {at}: {} resources differ from the list, e.g. {name}: {:?} by events, {:?} in the list",
+            view.at,
             differ.len(),
             view.state.get(name),
             state.get(name)
         ));
     }
-    *view = View { at: Some(at), state };
+    if !last {
+        *view = View { at: Some(at), state };
+    }
     Ok(())
 }
 

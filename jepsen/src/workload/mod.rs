@@ -2,6 +2,7 @@
 
 pub mod register;
 pub mod set;
+pub mod watch;
 
 use crate::{
     bed::sys::NetNs,
@@ -34,6 +35,8 @@ pub struct Shared {
     pub boots: Vec<AtomicI64>,
     /// Clients end.
     pub stop: AtomicBool,
+    /// Watchers end.
+    pub watched: AtomicBool,
     /// Randomness; clients fork it.
     pub rng: Rng,
     /// Answers that no fault explains.

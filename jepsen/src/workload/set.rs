@@ -76,6 +76,11 @@ pub fn is_element(resource: &Value) -> bool {
 /// All numbered resources of a mesh from the own node, page by page. What is there before the first page is asked for is in one of them: what
 /// is added while pages are read only moves others to later pages.
 pub async fn list(connections: &mut Connections<'_>, level: Option<&str>, mesh: &str) -> Result<Vec<Value>, String> {
+    list_at(connections, level, mesh).await.map(|(items, _)| items)
+}
+
+/// The same with the revision of the last page.
+pub async fn list_at(connections: &mut Connections<'_>, level: Option<&str>, mesh: &str) -> Result<(Vec<Value>, i64), String> {
     let mut items: Vec<Value> = Vec::new();
     let mut offset = 0;
     loop {
@@ -94,7 +99,7 @@ pub async fn list(connections: &mut Connections<'_>, level: Option<&str>, mesh: 
         }
         offset += PAGE;
         if offset as u64 >= total {
-            return Ok(items);
+            return Ok((items, answer.number("ikada-revision").unwrap_or(0)));
         }
     }
 }
