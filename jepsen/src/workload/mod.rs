@@ -83,7 +83,9 @@ impl<'a> Connections<'a> {
             extra.push(("boot".to_owned(), Edn::Int(before)));
         }
         if let Reply::Answer(a) = &reply
-            && let Some(revision) = a.number("ikada-revision").filter(|_| a.status.is_success())
+            // That something is not there is an answer at a revision too.
+            && (a.status.is_success() || (ask.method == Method::GET && a.status == 404))
+            && let Some(revision) = a.number("ikada-revision")
         {
             extra.push(("revision".to_owned(), Edn::Int(revision)));
         }
