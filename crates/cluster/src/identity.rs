@@ -5,11 +5,18 @@
 //! <data>/peer/joining.key  key of a join that has not ended; gone afterwards
 //! <data>/peer/removed      why this node is not a member any more
 //! ```
+//!
+//! With keys for encryption at rest the first two are encrypted (`ikada_store::seal`), and encrypted anew when they are read and are not
+//! under the first key.
 
 use crate::StartError;
 use ikada_pki::{CertInfo, certificates_der, parse_certificate, private_key_der, sha256};
-use ikada_raft::ClusterId;
-use ikada_store::disk::{Disk, OpenMode, read_all, replace_file};
+use ikada_raft::{ClusterId, Keyring, OpenError};
+use ikada_store::{
+    Identity, StoreError,
+    disk::{Disk, OpenMode, read_all, replace_file},
+    seal::{is_sealed_file, open_file, seal_file},
+};
 use std::{
     fmt,
     io,
@@ -24,6 +31,8 @@ pub(crate) const PEER_DIR: &str = "peer";
 const NODE_FILE: &str = "node.pem";
 const JOINING_FILE: &str = "joining.key";
 const REMOVED_FILE: &str = "removed";
+/// What holds a private key.
+const SECRET_FILES: [&str; 2] = [NODE_FILE, JOINING_FILE];
 /// Far above what is ever written.
 const MAX_FILE: usize = 64 << 10;
 
@@ -105,30 +114,59 @@ impl Credentials {
 pub(crate) struct PeerDir {
     disk: Arc<dyn Disk>,
     path: PathBuf,
+    keyring: Option<Arc<Keyring>>,
+}
+
+/// Whose sealed files are: a joiner has no identity yet, and keys are a node's own.
+const OWNER: Identity = Identity { cluster: ClusterId([0; 16]), node: 0 };
+
+fn purpose(name: &str) -> String {
+    format!("{PEER_DIR}/{name}")
 }
 
 impl PeerDir {
-    pub(crate) fn new(disk: Arc<dyn Disk>, data_dir: &Path) -> PeerDir {
-        PeerDir { disk, path: data_dir.join(PEER_DIR) }
+    pub(crate) fn new(disk: Arc<dyn Disk>, data_dir: &Path, keyring: Option<Arc<Keyring>>) -> PeerDir {
+        PeerDir { disk, path: data_dir.join(PEER_DIR), keyring }
     }
 
     fn read(&self, name: &str) -> Result<Option<String>, StartError> {
         let path = self.path.join(name);
-        match read_all(&*self.disk, &path, MAX_FILE) {
-            Ok(bytes) => match String::from_utf8(bytes) {
-                Ok(text) => Ok(Some(text)),
-                Err(_) => Ok(Some(String::new())),
-            },
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(StartError::Identity(format!("cannot read {}: {e}", path.display()))),
+        let bytes = match read_all(&*self.disk, &path, MAX_FILE) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(StartError::Identity(format!("cannot read {}: {e}", path.display()))),
+        };
+        let (key, bytes) = if is_sealed_file(&bytes) {
+            match open_file(self.keyring.as_deref(), OWNER, &purpose(name), &path, &bytes) {
+                Ok((key, text)) => (Some(key), text),
+                Err(e @ (StoreError::Locked { .. } | StoreError::NewerFormat { .. })) => return Err(OpenError::Store(e).into()),
+                Err(e) => {
+                    tracing::warn!("{e}");
+                    return Ok(Some(String::new()));
+                }
+            }
+        } else {
+            (None, bytes)
+        };
+        let text = String::from_utf8(bytes).unwrap_or_default();
+        let sealing = self.keyring.as_ref().map(|k| k.sealing_id());
+        if SECRET_FILES.contains(&name) && key.as_deref() != sealing {
+            self.write(name, &text)?;
         }
+        Ok(Some(text))
     }
 
     fn write(&self, name: &str, text: &str) -> Result<(), StartError> {
         let path = self.path.join(name);
         let failed = |e: io::Error| StartError::Identity(format!("cannot write {}: {e}", path.display()));
         self.disk.create_dir_all(&self.path).map_err(failed)?;
-        replace_file(&*self.disk, &self.path, name, text.as_bytes()).map_err(failed)
+        let sealed = match &self.keyring {
+            Some(keyring) if SECRET_FILES.contains(&name) => {
+                Some(seal_file(keyring, OWNER, &purpose(name), text.as_bytes()).map_err(OpenError::Store)?)
+            }
+            _ => None,
+        };
+        replace_file(&*self.disk, &self.path, name, sealed.as_deref().unwrap_or(text.as_bytes())).map_err(failed)
     }
 
     fn remove(&self, name: &str) -> Result<(), StartError> {
@@ -188,5 +226,43 @@ impl PeerDir {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(e) => Err(StartError::Identity(format!("cannot read {}: {e}", data_dir.display()))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ikada_raft::Keys;
+    use ikada_store::disk::ScriptedDisk;
+
+    fn dir(disk: &ScriptedDisk, ids: &[u8]) -> PeerDir {
+        let line = |n: &u8| Keys::line(&format!("k{n}"), std::array::from_fn(|i| n.wrapping_add((i as u8).wrapping_mul(73)))).unwrap();
+        let keys = ids.iter().map(line).collect::<Vec<_>>().join("\n");
+        let keyring = (!ids.is_empty()).then(|| Keyring::new(Keys::parse(&keys).unwrap(), Arc::new(|| [9; 16])));
+        PeerDir::new(Arc::new(disk.clone()), Path::new("/d"), keyring)
+    }
+
+    #[test]
+    fn private_keys_are_encrypted_under_the_first_key() {
+        let disk = ScriptedDisk::new(1);
+        let key = dir(&disk, &[]).joining_key().unwrap();
+        let path = Path::new("/d/peer/joining.key");
+        let stored = || disk.contents()[path].clone();
+        assert_eq!(stored(), key.as_bytes());
+        let mut before = stored();
+        for ids in [&[1][..], &[2, 1], &[2]] {
+            assert_eq!(dir(&disk, ids).joining_key().unwrap(), key, "{ids:?}");
+            assert!(is_sealed_file(&stored()) && (stored() != before) == (ids != [2]), "{ids:?}");
+            assert!(!stored().windows(20).any(|w| key.as_bytes().windows(20).any(|k| k == w)));
+            before = stored();
+        }
+        for ids in [&[][..], &[3]] {
+            let e = dir(&disk, ids).joining_key().unwrap_err().to_string();
+            assert!(e.contains("is encrypted with the key \"k2\""), "{e}");
+            assert_eq!(stored(), before);
+        }
+        // Damage is no error: another key is made.
+        disk.corrupt(path, 210, 1).unwrap();
+        assert_ne!(dir(&disk, &[2]).joining_key().unwrap(), key);
     }
 }

@@ -60,7 +60,7 @@ fn own_address(o: &Options, bound: SocketAddr) -> Result<String, StartError> {
 /// # Errors
 /// One line that says what to do.
 pub async fn start(mut o: Options) -> Result<Arc<ClusterNode>, StartError> {
-    let dir = PeerDir::new(o.raft.disk.clone(), &o.raft.data_dir);
+    let dir = PeerDir::new(o.raft.disk.clone(), &o.raft.data_dir, o.raft.keyring());
     let existing = dir.has_identity(&o.raft.data_dir)?;
     if existing && let Some(why) = dir.removed()? {
         return Err(StartError::Removed(why));

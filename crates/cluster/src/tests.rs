@@ -93,7 +93,7 @@ impl Lab {
     }
 
     fn peer_dir(&self, name: &str) -> PeerDir {
-        PeerDir::new(Arc::new(RealDisk), &self.dir(name))
+        PeerDir::new(Arc::new(RealDisk), &self.dir(name), None)
     }
 }
 

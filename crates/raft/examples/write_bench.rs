@@ -1,11 +1,12 @@
 //! Latency and throughput of durable writes, beside what the disk does.
 //!
-//! `cargo run --release -p ikada-raft --example write_bench -- [DIR] [SECONDS]`: creates resources of 256 bytes with 1 and 32 writers in
+//! `cargo run --release -p ikada-raft --example write_bench -- [DIR] [SECONDS] [encrypted]`: creates resources of 256 bytes with 1 and 32 writers in
 //! a new store in DIR (default: a directory that is removed afterwards, in the current one), in turns with `fdatasync` of
-//! a small write to a preallocated file in the same directory.
+//! a small write to a preallocated file in the same directory. With `encrypted`, what goes to the disk is encrypted with a key that is made
+//! up for the run.
 
 use ikada_model::{Json, Key, Kind, Labels};
-use ikada_raft::{Options, RaftStore};
+use ikada_raft::{Keys, Options, RaftStore};
 use ikada_world::{Command, Op, Put, Replicator};
 use std::{
     fs::OpenOptions,
@@ -78,10 +79,16 @@ async fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let given = args.next().map(PathBuf::from);
     let time = Duration::from_secs_f64(args.next().map_or(Ok(3.0), |s| s.parse())?);
+    let random: [[u8; 16]; 2] = std::array::from_fn(|_| ikada_raft::Randomness::bytes16(&ikada_raft::OsRandomness));
+    let encryption = match args.next().as_deref() {
+        Some("encrypted") => Some(Keys::parse(&Keys::line("bench", std::array::from_fn(|i| random[i / 16][i % 16]))?)?),
+        Some(other) => return Err(format!("{other:?} is not an argument").into()),
+        None => None,
+    };
     let dir = given.clone().unwrap_or_else(|| PathBuf::from(format!("write-bench-{}", std::process::id())));
     std::fs::create_dir_all(&dir)?;
     let start = Instant::now();
-    let store = RaftStore::open(Options::new(dir.join("store"))).await?;
+    let store = RaftStore::open(Options { encryption: encryption.clone(), ..Options::new(dir.join("store")) }).await?;
     println!("open: {:?}", start.elapsed());
     let mut raw = Vec::new();
     let mut measured = [(1, Vec::new(), Duration::ZERO), (32, Vec::new(), Duration::ZERO)];
@@ -113,7 +120,7 @@ async fn main() -> Result<()> {
     println!("linearizable read: p50 {:?} p99 {:?}", percentile(&times, 0.5), percentile(&times, 0.99));
     store.shutdown().await?;
     let start = Instant::now();
-    let store = RaftStore::open(Options::new(dir.join("store"))).await?;
+    let store = RaftStore::open(Options { encryption: encryption.clone(), ..Options::new(dir.join("store")) }).await?;
     println!("reopen: {:?} with {} resources at index {}", start.elapsed(), store.world().len(), store.world().index());
     store.shutdown().await?;
     if given.is_none() {
