@@ -12,6 +12,7 @@ use ikada_pki::{certificates_der, sha256};
 use ikada_raft::{MAX_PROMOTION_LAG, Member, MemberStatus, RaftStatus};
 use ikada_world::Replicator;
 use std::{collections::BTreeSet, ops::RangeInclusive, time::Duration};
+use tokio::time::Instant;
 
 /// Validity of a token in seconds.
 const VALID_SECONDS: RangeInclusive<u64> = 60..=30 * 24 * 3600;
@@ -53,7 +54,7 @@ impl Shared {
     pub(crate) async fn lead(&self, request: AdminRequest) -> Result<AdminResponse, CallError> {
         let call = request.call.ok_or_else(|| ClusterError::Invalid("an unknown call; all nodes should run the same version".to_owned()))?;
         let _turn = self.turn.lock().await;
-        let status = self.leading()?;
+        let status = self.settled().await?;
         let done = AdminResponse::default();
         match call {
             Call::CreateToken(c) => self.create_token(&status, &c).await,
@@ -63,6 +64,19 @@ impl Shared {
             Call::Remove(c) => self.remove(&status, &c).await.map(|()| done),
             Call::TransferLeader(c) => self.transfer(&c).await,
             Call::Announce(c) => self.announced(&status, c).await.map(|()| done),
+        }
+    }
+
+    /// The status on the leader, once it has heard of every member; a new leader has not at first. Who is dead is not waited for long.
+    async fn settled(&self) -> Result<RaftStatus, CallError> {
+        let until = Instant::now() + self.settings.election.1.saturating_mul(2);
+        loop {
+            let status = self.leading()?;
+            let unheard = status.members.iter().any(|m| m.progress.is_none_or(|p| p.last_ack.is_none()));
+            if !unheard || Instant::now() >= until {
+                return Ok(status);
+            }
+            tokio::time::sleep(self.settings.heartbeat).await;
         }
     }
 

@@ -11,6 +11,7 @@ use futures::future::join_all;
 use ikada_model::Timestamp;
 use ikada_raft::{MAX_PROMOTION_LAG, Member, RaftStatus, Role};
 use ikada_store::FORMAT_VERSION;
+use ikada_world::Replicator;
 use std::{
     collections::BTreeMap,
     sync::Arc,
@@ -133,7 +134,8 @@ pub(crate) async fn cluster_status(shared: &Arc<Shared>) -> ClusterStatus {
     // Where nobody tells this node who leads, a member that answered may know better.
     let claims = |a: &Answer| a.as_ref().ok().filter(|(s, _)| s.role == NodeRole::Leader.as_str()).map(|(s, _)| (s.term, s.node));
     let claimed = answers.values().filter_map(claims).max();
-    let leader = claimed.map(|(_, node)| node).or(status.leader);
+    let known = status.leader.filter(|_| shared.store.contact().is_recent());
+    let leader = claimed.map(|(_, node)| node).or(known);
     summarize(&status, leader, &answers, shared.now())
 }
 

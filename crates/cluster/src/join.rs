@@ -23,7 +23,7 @@ use crate::{
 use ikada_pki::{Ca, CertificateRequest, certificate_pem, certificate_request};
 use ikada_raft::{Clock, ClusterId, Member};
 use ikada_store::FORMAT_VERSION;
-use ikada_world::Replicator;
+use ikada_world::{Replicator, World};
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
@@ -134,6 +134,9 @@ fn refused<T>(text: impl Into<String>) -> Result<T, CallError> {
 impl Shared {
     /// Takes a node in, wherever the leader is. `forwarded`: another member asks on behalf of the joiner.
     pub(crate) async fn take_in(self: &Arc<Self>, request: JoinRequest, forwarded: bool) -> Result<JoinResponse, CallError> {
+        let Ok(_place) = self.joins.try_acquire() else {
+            return Err(ClusterError::Unavailable("many nodes join at the same time; try again".to_owned()).into());
+        };
         let until = Instant::now() + ADMIN_DEADLINE;
         let mut changed = self.store.watch_status();
         loop {
@@ -165,20 +168,13 @@ impl Shared {
 
     /// On the leader.
     async fn admit(&self, request: &JoinRequest) -> Result<JoinResponse, CallError> {
+        self.leading()?;
+        // Before anything waits: a stranger does not get into the way of others.
+        self.token_of(request, &*self.store.linearizable().await?)?;
         let _turn = self.turn.lock().await;
         let status = self.leading()?;
         let world = self.store.linearizable().await?;
-        if request.cluster != self.cluster().0 {
-            return refused("the join token is for another cluster: make one here with `ikadactl cluster join-token create`");
-        }
-        let id = <[u8; 8]>::try_from(request.token_id.as_slice()).map(TokenId).ok();
-        let read = id.and_then(|id| Some((id, records::token(&world, self.cluster(), id)?)));
-        // One text for both: who guesses learns nothing.
-        let unknown = "the join token is not known (any more): make a new one with `ikadactl cluster join-token create`";
-        let Some((id, read)) = read else { return refused(unknown) };
-        if !read.record.secret_hash().is_some_and(|hash| secret_matches(&request.secret, &hash)) {
-            return refused(unknown);
-        }
+        let (id, read) = self.token_of(request, &world)?;
         let csr = CertificateRequest::parse(&request.certificate_request).map_err(|e| ClusterError::Invalid(e.to_string()))?;
         let key: String = csr.fingerprint().iter().map(|b| format!("{b:02x}")).collect();
         // Before the token is used up.
@@ -218,6 +214,20 @@ impl Shared {
         let members = self.store.status().members.into_iter().map(|m| m.member);
         let members = members.map(|m| proto::Member { id: m.id, address: m.address, name: m.name }).collect();
         Ok(JoinResponse { node, certificate, members })
+    }
+
+    /// The token of a request, if the request has its secret.
+    fn token_of(&self, request: &JoinRequest, world: &World) -> Result<(TokenId, records::Read<TokenRecord>), CallError> {
+        if request.cluster != self.cluster().0 {
+            return refused("the join token is for another cluster: make one here with `ikadactl cluster join-token create`");
+        }
+        let id = <[u8; 8]>::try_from(request.token_id.as_slice()).map(TokenId).ok();
+        let read = id.and_then(|id| Some((id, records::token(world, self.cluster(), id)?)));
+        match read {
+            Some((id, read)) if read.record.secret_hash().is_some_and(|hash| secret_matches(&request.secret, &hash)) => Ok((id, read)),
+            // One text for both: who guesses learns nothing.
+            _ => refused("the join token is not known (any more): make a new one with `ikadactl cluster join-token create`"),
+        }
     }
 
     /// Uses the token up, once, for the joiner with this key.

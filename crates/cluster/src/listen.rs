@@ -33,6 +33,8 @@ const MAX_ANONYMOUS: Quota = Quota { all: 32, of_one: 8 };
 const ANONYMOUS_LIFE: Duration = Duration::from_secs(60);
 const REMOVED_LIFE: Duration = Duration::from_secs(10);
 const MAX_OF_MEMBER: usize = 16;
+/// How often connections of removed nodes are looked for, besides on every change of the membership.
+const REMOVAL_LOOK: Duration = Duration::from_secs(5);
 /// Pause after a failed accept: the process has no descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -173,6 +175,8 @@ impl Listener {
             tokio::select! {
                 () = stop.cancelled() => return,
                 more = changed.changed() => if more.is_err() { return },
+                // The membership can be known before the note of the removal is applied.
+                () = sleep(REMOVAL_LOOK) => {}
             }
             self.open.close_where(|node| self.shared.knows_removed(node));
         }

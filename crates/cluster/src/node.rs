@@ -8,7 +8,7 @@ use crate::{
     listen::Listener,
     options::{address_fault, name_fault},
     proto::{AdminRequest, CreateToken, ListTokens, Promote, Remove, RevokeToken, Token, TransferLeader, admin_request::Call},
-    shared::Shared,
+    shared::{MAX_JOINS, Shared},
     tls::{Tls, TlsNet},
     tune,
     wire::Accept,
@@ -16,7 +16,7 @@ use crate::{
 use ikada_model::Timestamp;
 use ikada_raft::{RaftStore, Settings, Start, net::Net};
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// How long connections and tasks may take to end.
@@ -105,6 +105,7 @@ pub async fn start(mut o: Options) -> Result<Arc<ClusterNode>, StartError> {
         certificate_life: o.certificate_life,
         settings,
         turn: Mutex::new(()),
+        joins: Semaphore::new(MAX_JOINS),
         join_log: LogLimit::default(),
         ended: watch::channel(None).0,
     });

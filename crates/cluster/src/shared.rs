@@ -16,7 +16,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 use tokio::{
-    sync::{Mutex, watch},
+    sync::{Mutex, Semaphore, watch},
     time::Instant,
 };
 
@@ -24,6 +24,8 @@ use tokio::{
 pub(crate) const ADMIN_DEADLINE: Duration = Duration::from_secs(20);
 /// How long a node may take to answer a forwarded call.
 pub(crate) const FORWARD_DEADLINE: Duration = Duration::from_secs(15);
+/// Joins at a time: who has no token cannot keep the leader busy.
+pub(crate) const MAX_JOINS: usize = 8;
 /// How long to wait for another leader before the next try.
 const LEADER_WAIT: Duration = Duration::from_millis(200);
 
@@ -42,6 +44,8 @@ pub(crate) struct Shared {
     pub settings: Settings,
     /// One change of the cluster at a time on this node.
     pub turn: Mutex<()>,
+    /// Joins that this node looks at or passes on at a time.
+    pub joins: Semaphore,
     /// Lines about refused joins.
     pub join_log: LogLimit,
     /// Why this node is not a member any more.

@@ -8,13 +8,14 @@ use crate::{
 };
 use ikada_raft::{Member, RaftStatus};
 use ikada_store::FORMAT_VERSION;
+use ikada_world::Replicator;
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Time between two looks.
 const LOOK: Duration = Duration::from_secs(2);
-/// Without a leader for so long, a node asks the others whether it is a member still.
+/// Out of contact with a leader for so long, a node asks the others whether it is a member still.
 const PATIENCE: Duration = Duration::from_secs(4);
 /// How long another node may take to answer.
 const ANSWER: Duration = Duration::from_secs(3);
@@ -44,7 +45,7 @@ impl Shared {
         loop {
             let status = self.store.status();
             let now = Instant::now();
-            leaderless = if status.leader.is_some() { None } else { leaderless.or(Some(now)) };
+            leaderless = if self.store.contact().is_recent() { None } else { leaderless.or(Some(now)) };
             let lost = leaderless.is_some_and(|since| now.saturating_duration_since(since) >= PATIENCE);
             match self.own_member(&status) {
                 _ if status.members.is_empty() => {
@@ -64,7 +65,7 @@ impl Shared {
                     }
                 }
                 me => {
-                    // Nobody leads, or this node is not in its own list: perhaps the others have gone on without it, or cannot find it.
+                    // No leader is heard, or this node is not in its own list: perhaps the others have gone on without it, or cannot find it.
                     if asked.is_none_or(|at| now.saturating_duration_since(at) >= PATIENCE) {
                         asked = Some(now);
                         if let Some(why) = self.ask_standing(&status).await {

@@ -1,6 +1,7 @@
 //! Whole nodes in one process, over loopback TCP with the real TLS and real disks.
 
 mod alone;
+mod cluster;
 mod hostile;
 mod join;
 

@@ -16,7 +16,7 @@ fn net(credentials: &Credentials) -> Arc<dyn Net> {
 }
 
 /// A member, or what looks like one, asks for the status.
-async fn asks(credentials: &Credentials, node: &ClusterNode, expected: u64) -> Result<(), String> {
+pub(super) async fn asks(credentials: &Credentials, node: &ClusterNode, expected: u64) -> Result<(), String> {
     let address = node.listening().to_string();
     let mut peer = Peer::connect(&net(credentials), &address, expected).await.map_err(|e| e.to_string())?;
     peer.status(false, Duration::from_secs(10)).await.map(|_| ()).map_err(|e| e.message().to_owned())
