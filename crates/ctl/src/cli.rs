@@ -246,7 +246,7 @@ pub enum What {
     },
     /// Key with which a control plane encrypts its data directory: a line for the file that store.encryption.keyFile names
     #[command(after_help = "The first key of the file encrypts, the others are for what was encrypted with them. To rotate: put a new line first, restart\n\
-        the node, and remove the old line when `ikadactl cluster status` does not name it any more.\n\n\
+        the node, and remove the old line afterwards, unless `ikadactl cluster status` has an alarm that names it.\n\n\
         Examples:\n  (umask 077; ikadactl generate encryption-key > /etc/ikada/encryption-keys)\n  \
         ikadactl generate encryption-key --id 2027-01 | cat - /etc/ikada/encryption-keys > new && mv new /etc/ikada/encryption-keys")]
     EncryptionKey {

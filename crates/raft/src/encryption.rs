@@ -54,4 +54,16 @@ impl RaftStore {
         let plain = ids.remove(&None);
         Ok(Encryption { sealing: configured.first().cloned(), configured, in_use: ids.into_iter().flatten().collect(), plain })
     }
+
+    /// Set while something is not under the first key, although it should be since the start.
+    pub(crate) fn encryption_alarm(&self) -> Option<String> {
+        let first = self.sealed.keys.first()?;
+        let Encryption { in_use, plain, .. } = self.encryption().ok()?;
+        let mut needed: Vec<String> = in_use.into_iter().filter(|id| id != first).map(|id| format!("encrypted with the key {id:?}")).collect();
+        if plain {
+            needed.push("not encrypted".to_owned());
+        }
+        let what = needed.join(", some is ");
+        (!needed.is_empty()).then(|| format!("some data is {what}: make space on the disk and restart this node, keep all keys until then"))
+    }
 }

@@ -241,6 +241,7 @@ impl RaftStore {
         let mut alarms = Vec::new();
         alarms.extend(self.fatal.borrow().as_ref().map(Fatal::to_string));
         alarms.extend(self.log.lock().as_ref().and_then(crate::log::RaftLog::alarm));
+        alarms.extend(self.encryption_alarm());
         RaftStatus {
             cluster: self.identity.cluster,
             node: self.identity.node,

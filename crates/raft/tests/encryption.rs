@@ -100,6 +100,31 @@ async fn a_missing_key_is_told_and_nothing_is_changed() {
     assert_eq!(open(&disk, &["a"]).await.unwrap().world().len(), 20);
 }
 
+#[tokio::test]
+async fn a_rotation_without_space_is_an_alarm_until_it_is_done() {
+    let disk = ScriptedDisk::new(1);
+    let store = open(&disk, &["a"]).await.unwrap();
+    for n in 0..20 {
+        write(&store, n).await.unwrap();
+    }
+    assert_eq!(store.status().alarms, [""; 0]);
+    drop_store(store).await;
+    disk.process_exit();
+    // Room for the next segment, not for the copies.
+    disk.set_capacity(Some(disk.used() + (1 << 10)));
+    let store = open(&disk, &["b", "a"]).await.unwrap();
+    assert_eq!(store.world().len(), 20);
+    assert!(store.encryption().unwrap().in_use.contains(&"a".to_owned()));
+    let alarms = store.status().alarms;
+    assert!(alarms.iter().any(|a| a.contains("some data is encrypted with the key \"a\"") && a.contains("restart")), "{alarms:?}");
+    drop_store(store).await;
+    disk.process_exit();
+    disk.set_capacity(None);
+    let store = open(&disk, &["b", "a"]).await.unwrap();
+    assert_eq!((store.status().alarms, store.encryption().unwrap().in_use), (vec![], strings(&["b"])));
+    assert_eq!(store.world().len(), 20);
+}
+
 /// Encryption is turned on, and power is lost at any operation of that start and the writes after it.
 #[tokio::test]
 async fn power_loss_at_every_operation_with_sealing_loses_no_acknowledged_write() {

@@ -101,8 +101,11 @@ async fn a_full_disk_is_read_only_and_writes_resume_by_themselves() {
     assert!(*store.leadership().borrow());
     assert_eq!(store.linearizable().await.unwrap().len() as u64, n, "reads go on");
     assert!(matches!(write(&store, n, 500).await, Err(ProposeError::Unavailable(_))));
+    let alarms = store.status().alarms;
+    assert!(alarms.iter().any(|a| a.contains("no space left")), "{alarms:?}");
     disk.set_capacity(None);
     write(&store, n, 500).await.unwrap();
+    assert_eq!(store.status().alarms, [""; 0], "the alarm ends by itself");
     store.shutdown().await.unwrap();
     drop(store);
     disk.power_cycle();

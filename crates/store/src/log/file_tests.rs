@@ -146,6 +146,28 @@ fn damage_before_the_durable_index_is_refused_and_left_alone() {
     }
 }
 
+/// What went bad while the log is open is never handed out.
+#[test]
+fn an_entry_that_cannot_be_read_any_more_is_damage() {
+    for ring in [None, Some(keyring(&["a"]))] {
+        let disk = scripted(1);
+        let log = open_with(&disk, ring).unwrap();
+        for i in 0..5 {
+            log.append(&[record(i, 1, 64)]).unwrap();
+        }
+        log.sync().unwrap();
+        let at = log.inner.lock().slots[2].offset as usize;
+        for byte in [8, 16, 24, 32, 40, 48, 60, 100] {
+            disk.corrupt(Path::new("/log/0000000000000000.log"), at + byte, 2).unwrap();
+            assert_eq!(log.read(0..2, usize::MAX).unwrap().len(), 2);
+            let err = log.read(2..3, usize::MAX).unwrap_err();
+            assert!(matches!(&err, StoreError::Damaged { offset, .. } if *offset == at as u64), "byte {byte}: {err}");
+            disk.corrupt(Path::new("/log/0000000000000000.log"), at + byte, 2).unwrap();
+        }
+        assert_eq!(log.read(2..3, usize::MAX).unwrap()[0], record(2, 1, 64));
+    }
+}
+
 #[test]
 fn damage_in_a_completed_segment_and_a_missing_segment() {
     let disk = scripted(1);
