@@ -141,8 +141,9 @@ impl Node {
         let budget = listen::connection_budget();
         let (proxy_connections, connections) = (Arc::new(Semaphore::new(budget / 4 * 3)), Arc::new(Semaphore::new(budget / 4)));
 
-        let api = ApiOptions { complete_dataplanes: !args.api_only, ..self.api_options(&instance_id) };
-        let router = ikada_api::router(ApiState::new(self.store.clone(), Arc::new(Inspector(proxies.clone())), api));
+        // Half of the API's connections may wait for changes, so that there is always room for who does not.
+        let api = ApiOptions { complete_dataplanes: !args.api_only, waiters: (budget / 8).min(4096), ..self.api_options(&instance_id) };
+        let router = ikada_api::router(ApiState::new(self.store.clone(), Arc::new(Inspector(proxies.clone())), api).until(self.stop.clone()));
         let options = |name, tls, first_byte, grace| listen::Options { name, tls, first_byte, connections: connections.clone(), grace };
         let handler = move |request: Request<Incoming>| api_request(router.clone(), request);
         if let Some(l) = listeners.http {

@@ -48,6 +48,9 @@ pub struct Root {
     /// Longest time that one call may take, e.g. 30s or 1m
     #[arg(long, global = true, value_parser = ikada_cli::duration, default_value = "1m", value_name = "DURATION", help_heading = "Control plane")]
     pub api_timeout: Duration,
+    /// How fresh reads have to be: as of now (linearizable), what a node in contact with its leader has (local), or whatever it has (stale)
+    #[arg(long, global = true, value_parser = ["linearizable", "local", "stale"], value_name = "LEVEL", help_heading = "Control plane")]
+    pub read: Option<String>,
     /// Configuration file [default: ~/.ikadactl/config]
     #[arg(long, global = true, env = "IKADACTL_CONFIG", value_name = "FILE", help_heading = "Control plane")]
     pub config_file: Option<PathBuf>,

@@ -148,7 +148,9 @@ impl Client {
     /// # Errors
     /// Bad configuration.
     pub fn new(root: &Root) -> anyhow::Result<Client> {
-        Client::to(config::target(root)?, root.api_timeout)
+        let mut api = config::target(root)?;
+        api.headers.extend(root.read.clone().map(|value| config::Header { key: "ikada-read".into(), value }));
+        Client::to(api, root.api_timeout)
     }
     /// Connects to this one.
     ///

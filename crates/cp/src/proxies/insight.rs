@@ -12,8 +12,9 @@ use tokio_util::sync::CancellationToken;
 
 /// Shortest time after which insights of a control plane that is gone are closed.
 const SHORTEST_IDLE: Duration = Duration::from_millis(100);
-/// Insights in one command.
-const BATCH: usize = 500;
+/// Insights in one command, and the size of their specs in bytes: an entry may have 2 MiB, keys and framing included.
+const BATCH: usize = 1000;
+const BATCH_BYTES: usize = 3 << 19;
 /// The first write of a new stream waits this long for others to join it.
 const GATHER: Duration = Duration::from_millis(50);
 
@@ -173,6 +174,23 @@ pub fn close_subscriptions(insight: &mut Value, except: &str, at: Timestamp) -> 
     changed
 }
 
+/// In groups that fit into one entry each.
+fn by_size<T>(puts: Vec<(Op, T)>) -> Vec<Vec<(Op, T)>> {
+    let (mut groups, mut bytes) = (vec![Vec::new()], 0);
+    for put in puts {
+        let size = if let Op::Put(p) = &put.0 { p.spec.text().len() } else { 0 };
+        bytes += size;
+        match groups.last_mut() {
+            Some(group) if group.is_empty() || bytes <= BATCH_BYTES => group.push(put),
+            _ => {
+                bytes = size;
+                groups.push(vec![put]);
+            }
+        }
+    }
+    groups
+}
+
 impl Proxies {
     /// The whole insight of a proxy: stored subscriptions with these streams' put in, oldest first. The last one tells the rest.
     fn insight_spec(&self, world: &World, id: &ProxyId, streams: &[Arc<Proxy>]) -> Value {
@@ -262,9 +280,10 @@ impl Proxies {
         Op::Put(Put { owner: Some(id.dataplane()), ..Put::new(id.insight(), Labels::new(), spec) })
     }
 
-    /// Writes in one command; in halves when it is too large, or when one of the dataplanes is gone. Gives what was not written.
+    /// Writes in as few commands as their size allows; in halves when one is too large all the same, or when one of the dataplanes is gone.
+    /// Gives what was not written.
     pub(super) async fn write_insights(&self, puts: Vec<(Op, Vec<Arc<Proxy>>)>) -> Vec<Vec<Arc<Proxy>>> {
-        let mut todo = vec![puts];
+        let mut todo = by_size(puts);
         while let Some(mut puts) = todo.pop() {
             if puts.is_empty() {
                 continue;

@@ -222,6 +222,33 @@ async fn the_last_insight_of_a_stream_waits_for_a_store_that_takes_it() {
 }
 
 #[tokio::test]
+async fn a_thousand_insights_are_one_entry() {
+    let b = Bench::new(Duration::from_secs(3600)).await;
+    b.mesh(json!({})).await;
+    // As large as that of a proxy that reconnected once, with the metadata that it sends.
+    let subscription = |n: usize| {
+        json!({"id": format!("{n:032}"), "controlPlaneInstanceId": "here-1234-abcd", "connectTime": "2026-01-01T00:00:00.000000000Z",
+            "status": {"total": {"responsesSent": "8", "responsesAcknowledged": "8"}, "cds": {"responsesSent": "2"}, "eds": {"responsesSent": "2"}},
+            "version": {"kumaDp": {"version": "2.14.3", "gitTag": "v2.14.3", "buildDate": "2026-01-01", "kumaCpCompatible": true},
+                "envoy": {"version": "1.36.2", "build": "0123456789abcdef0123456789abcdef01234567/1.36.2/Clean/RELEASE/BoringSSL"}}})
+    };
+    let dataplanes = (0..1000).map(|n| Op::Put(Put::new(b.id(&format!("web-{n}")).dataplane(), Labels::new(), Json::from_value(&json!({})))));
+    b.apply(dataplanes.collect()).await;
+    let put = |n: usize| {
+        let id = b.id(&format!("web-{n}"));
+        let spec = Json::from_value(&json!({"subscriptions": [subscription(n), subscription(n + 1)]}));
+        (Op::Put(Put { owner: Some(id.dataplane()), ..Put::new(id.insight(), Labels::new(), spec) }), Vec::new())
+    };
+    let before = b.store.world();
+    assert!(b.proxies.write_insights((0..1000).map(put).collect()).await.is_empty());
+    let after = b.store.world();
+    assert_eq!(after.list(Kind::DataplaneInsight).count(), 1000);
+    assert_eq!(after.index() - before.index(), 1, "one entry");
+    assert_eq!(after.revision(), before.revision(), "which is none of policy state");
+    assert_eq!(after.status_revision(), after.index());
+}
+
+#[tokio::test]
 async fn insights_that_do_not_fit_into_one_entry_are_written_in_several() {
     let b = Bench::new(Duration::from_secs(3600)).await;
     b.mesh(json!({})).await;
