@@ -33,6 +33,8 @@ use tokio::{
 const START_DEADLINE: Duration = Duration::from_secs(60);
 /// A connection to a peer is made within so many heartbeats.
 const CONNECT_HEARTBEATS: u32 = 5;
+/// Round trips are measured once in so many heartbeats.
+const PING_HEARTBEATS: u32 = 10;
 /// Most time that a shutdown waits for the disk.
 const SYNC_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -182,6 +184,7 @@ impl RaftStore {
         self.watch_raft();
         self.watch_leader(settings.heartbeat);
         self.watch_readiness(settings.heartbeat);
+        self.watch_round_trips(settings.heartbeat * PING_HEARTBEATS);
         if !alone {
             return Ok(());
         }
@@ -282,6 +285,31 @@ impl RaftStore {
     /// The wall clock.
     pub(crate) fn now(&self) -> Timestamp {
         self.clock.now()
+    }
+
+    /// Measures the round trips to the other members, which also keeps the connections for commands open.
+    fn watch_round_trips(&self, every: Duration) {
+        let (server, peers, timings) = (self.raft.server_metrics(), self.peers.clone(), self.timings.clone());
+        let (me, limit, mut closing) = (self.identity.node, self.lease, self.closing.subscribe());
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    () = tokio::time::sleep(every) => {}
+                    _ = closing.wait_for(|closing| *closing) => return,
+                }
+                let members = server.borrow_watched().membership_config.clone();
+                let others = members.nodes().map(|(id, _)| *id).filter(|id| *id != me);
+                futures::future::join_all(others.map(|id| {
+                    let (peers, timings) = (&peers, &timings);
+                    async move {
+                        if let Ok(took) = peers.ping(id, limit).await {
+                            timings.round_trip(id, took);
+                        }
+                    }
+                }))
+                .await;
+            }
+        });
     }
 
     /// Random id of the cluster, made once when it is created.

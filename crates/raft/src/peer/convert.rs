@@ -176,3 +176,70 @@ pub(crate) fn from_rejection(rejection: proto::Rejection) -> Result<Rejection, M
     };
     Ok(Rejection { key: Key::new(kind, &rejection.mesh, &rejection.name), reason })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn id(index: u64, term: u64) -> Option<proto::LogId> {
+        Some(proto::LogId { index, term })
+    }
+
+    fn blank(term: u64) -> proto::Entry {
+        let entry = Entry { log_id: log_id(Mark { index: 0, term }), payload: EntryPayload::Blank };
+        proto::Entry { term, payload: record::log_record(&entry).unwrap().payload }
+    }
+
+    #[test]
+    fn entries_that_no_leader_sends_are_refused() {
+        let good = proto::AppendRequest {
+            target: None,
+            term: 5,
+            leader: 2,
+            prev: id(7, 3),
+            commit: id(6, 3),
+            entries: vec![blank(3), blank(4), blank(5)],
+        };
+        let read = from_append(good.clone()).unwrap();
+        assert_eq!(read.entries.iter().map(|e| mark(&e.log_id)).map(|m| (m.index, m.term)).collect::<Vec<_>>(), [(8, 3), (9, 4), (10, 5)]);
+        let sent = to_append(read, None).unwrap();
+        assert_eq!(sent.entries.len(), 3);
+        assert_eq!((sent.prev, sent.commit, sent.term, sent.leader), (good.prev, good.commit, 5, 2));
+        for bad in [
+            proto::AppendRequest { entries: vec![blank(4), blank(3)], ..good.clone() },
+            proto::AppendRequest { entries: vec![blank(2)], ..good.clone() },
+            proto::AppendRequest { entries: vec![blank(6)], ..good.clone() },
+            proto::AppendRequest { prev: id(7, 6), entries: vec![], ..good.clone() },
+            proto::AppendRequest { commit: id(7, 6), ..good.clone() },
+            proto::AppendRequest { term: u64::MAX, ..good.clone() },
+            proto::AppendRequest { prev: id(u64::MAX, 3), ..good.clone() },
+            proto::AppendRequest { entries: vec![proto::Entry { term: 5, payload: bytes::Bytes::from_static(b"what") }], ..good.clone() },
+            proto::AppendRequest { entries: vec![proto::Entry { term: 5, payload: bytes::Bytes::new() }], ..good },
+        ] {
+            let text = format!("{bad:?}");
+            assert!(from_append(bad).is_err(), "{text}");
+        }
+        assert!(from_vote_request(proto::VoteRequest { term: u64::MAX, ..Default::default() }).is_err());
+        assert!(from_ballot(None).is_err());
+        let unknown = proto::Rejection { kind: "Nothing".to_owned(), ..Default::default() };
+        assert!(from_rejection(unknown).is_err());
+        assert!(from_applied(proto::Applied { index: 1, results: bytes::Bytes::from_static(&[4]) }).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            use prost::Message;
+            if let Ok(request) = proto::AppendRequest::decode(&*bytes) {
+                let _ = from_append(request);
+            }
+            if let Ok(request) = proto::VoteRequest::decode(&*bytes) {
+                let _ = from_vote_request(request);
+            }
+            if let Ok(outcome) = proto::Outcome::decode(&*bytes) {
+                let _ = crate::forward::Written::from_message(outcome);
+            }
+        }
+    }
+}

@@ -294,3 +294,7 @@ async fn next_part(input: &mut Streaming<proto::SnapshotPart>) -> Result<Option<
         Err(_) => Err(Status::deadline_exceeded("the snapshot does not go on")),
     }
 }
+
+#[cfg(test)]
+#[path = "service_tests.rs"]
+mod tests;
