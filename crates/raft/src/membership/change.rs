@@ -168,8 +168,9 @@ impl RaftStore {
         for id in voters.difference(&voting) {
             self.check_caught_up(&metrics, *id)?;
         }
-        if !voters.contains(&metrics.id) {
-            let among = voters.intersection(&voting).copied().collect();
+        let among: BTreeSet<u64> = voters.intersection(&voting).copied().collect();
+        // Where all are new, nobody can take over before the change; openraft hands over after it.
+        if !voters.contains(&metrics.id) && !among.is_empty() {
             return Err(MembershipError::NotLeader(Some(self.hand_over(&metrics, &among).await?)));
         }
         self.change(ChangeMembers::ReplaceAllVoters(voters)).await
