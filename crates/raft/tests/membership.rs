@@ -93,7 +93,8 @@ async fn learners_follow_and_only_odd_numbers_vote() {
     assert_eq!(cluster.store(fourth).status().role, Role::Learner);
     // It takes writes and reads like everybody.
     write(&cluster.store(fourth), 2).await.unwrap();
-    assert!(has(&*cluster.store(fourth).linearizable().await.unwrap(), 2));
+    let world = cluster.store(fourth).linearizable().await.unwrap();
+    assert!(has(&world, 2));
 
     let leader = cluster.leader().await;
     let four: BTreeSet<u64> = three.iter().copied().chain([fourth]).collect();
