@@ -8,7 +8,8 @@
 //! 4. `cache`: writes the changed records to the state cache, later and off this path. Snapshots are written by `machine`.
 //!
 //! A node that does not lead forwards writes (`forward`) and asks the leader how far a linearizable read must be (`reads`); nodes talk
-//! over `peer` and [`net`], openraft through `network`.
+//! over `peer` and [`net`], openraft through `network`. Who is in the cluster: `membership`. Copies and the way out of a lost majority:
+//! `archive`. What times follow from which settings: `settings`.
 
 mod archive;
 mod cache;
