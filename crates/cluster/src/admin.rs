@@ -143,7 +143,7 @@ impl Shared {
         }
         let mut next = voters(status);
         next.insert(c.node);
-        if next.len() % 2 == 0 && !c.force {
+        if next.len().is_multiple_of(2) && !c.force {
             let text = format!(
                 "{} voters tolerate no more failures than {}: node {} gets its vote by itself as soon as another node has joined, or now if you force it",
                 next.len(),
@@ -166,7 +166,7 @@ impl Shared {
         let voting = voters(status);
         if m.voter {
             let mut next: BTreeSet<u64> = voting.iter().copied().filter(|v| *v != id).collect();
-            let substitute = if next.len() % 2 == 0 { candidate(status, id) } else { None };
+            let substitute = if next.len().is_multiple_of(2) { candidate(status, id) } else { None };
             next.extend(substitute);
             self.check_removal(status, id, &next, c.force)?;
             if let Some(substitute) = substitute {
@@ -200,7 +200,7 @@ impl Shared {
         if force {
             return Ok(());
         }
-        if next.len() % 2 == 0 {
+        if next.len().is_multiple_of(2) {
             let text = format!(
                 "without node {id} there are {} voters, which tolerate no more failures than {}; let another node join first, it takes the place at once, or force it",
                 next.len(),

@@ -27,7 +27,7 @@ pub(crate) const MAX_VOTERS: usize = 7;
 fn next_voters(voters: &BTreeSet<u64>, ready: &[u64]) -> Option<BTreeSet<u64>> {
     let room = MAX_VOTERS.saturating_sub(voters.len());
     let mut take = ready.len().min(room);
-    if (voters.len() + take) % 2 == 0 {
+    if (voters.len() + take).is_multiple_of(2) {
         take = take.checked_sub(1)?;
     }
     (take > 0).then(|| voters.iter().copied().chain(ready.iter().copied().take(take)).collect())

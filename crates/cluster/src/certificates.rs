@@ -53,8 +53,7 @@ impl Shared {
         let ca = Ca::from_pair(pair).map_err(identity)?;
         let key = ikada_pki::generate_key().map_err(identity)?;
         let request = certificate_request(&key).and_then(|der| CertificateRequest::parse(&der)).map_err(identity)?;
-        let name = NodeName { cluster: self.cluster(), node: self.node() };
-        let certificate = ca.node_certificate(&request, &name.to_string(), self.certificate_life, self.system_now()).map_err(identity)?;
+        let certificate = ca.node_certificate(&request, &self.identity().to_string(), self.certificate_life, self.system_now()).map_err(identity)?;
         let credentials = Credentials::new(&certificate, &pair.cert_pem, &key).map_err(StartError::Identity)?;
         self.tls.set(&credentials).map_err(StartError::Identity)?;
         // In use already: a full disk must not cut a node off.
@@ -64,7 +63,7 @@ impl Shared {
     /// Gives this node a good certificate if it has none and can.
     pub(crate) async fn ensure_certificate(&self) -> Result<(), StartError> {
         let pair = self.ensure_ca().await?;
-        let usable = |name: Option<NodeName>| name == Some(NodeName { cluster: self.cluster(), node: self.node() });
+        let usable = |name: Option<NodeName>| name == Some(self.identity());
         let good = usable(self.tls.name())
             && self.tls.validity().is_some_and(|v| fresh(v.not_before, v.not_after, self.system_now(), self.certificate_life));
         match pair {

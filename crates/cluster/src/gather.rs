@@ -216,7 +216,7 @@ fn summarize(status: &RaftStatus, leader: Option<u64>, answers: &BTreeMap<u64, A
             });
         }
     }
-    if ready % 2 == 0 && ready > 0 {
+    if ready > 0 && ready.is_multiple_of(2) {
         warnings.push(format!(
             "{ready} voters tolerate no more failures than {}: let one more node join, or remove one",
             ready - 1

@@ -3,7 +3,7 @@
 //! ```text
 //! <data>/peer/node.pem     certificate, certificate of the CA, private key; mode 0600 (`RealDisk`); replaced as a whole
 //! <data>/peer/joining.key  key of a join that has not ended; gone afterwards
-//! <data>/peer/removed      why this node is not a member any more
+//! <data>/peer/removed      which node of which cluster is not a member any more, and why
 //! ```
 //!
 //! With keys for encryption at rest the first two are encrypted (`ikada_store::seal`), and encrypted anew when they are read and are not
@@ -211,12 +211,14 @@ impl PeerDir {
         self.remove(JOINING_FILE)
     }
 
-    pub(crate) fn removed(&self) -> Result<Option<String>, StartError> {
-        self.read(REMOVED_FILE)
+    /// Why this node was removed, if it is this one that was: after a recovery the directory is that of another cluster.
+    pub(crate) fn removed(&self, me: NodeName) -> Result<Option<String>, StartError> {
+        let text = self.read(REMOVED_FILE)?;
+        Ok(text.and_then(|t| t.split_once('\n').filter(|(who, _)| *who == me.to_string()).map(|(_, why)| why.to_owned())))
     }
 
-    pub(crate) fn set_removed(&self, why: &str) -> Result<(), StartError> {
-        self.write(REMOVED_FILE, why)
+    pub(crate) fn set_removed(&self, me: NodeName, why: &str) -> Result<(), StartError> {
+        self.write(REMOVED_FILE, &format!("{me}\n{why}"))
     }
 
     /// Whether the data directory is some node's already.

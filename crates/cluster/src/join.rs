@@ -24,7 +24,7 @@ use ikada_pki::{Ca, CertificateRequest, certificate_pem, certificate_request};
 use ikada_raft::{Clock, ClusterId, Member};
 use ikada_store::FORMAT_VERSION;
 use ikada_world::{Replicator, World};
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// How long a joiner keeps trying to find a member that takes it in.
@@ -70,15 +70,21 @@ pub(crate) async fn join(
     let until = Instant::now() + JOIN_DEADLINE;
     loop {
         let mut last = String::new();
+        let mut hope = false;
         for to in join.addresses.iter().take(MAX_ADDRESSES) {
             match ask(wire, clock, &token, &key, request.clone(), to).await {
                 Ok(welcome) => return Ok(welcome),
                 Err(Refusal::Final(text)) => return Err(StartError::Join(text)),
+                Err(Refusal::Elsewhere(text)) => last = format!("{to}: {text}"),
                 Err(Refusal::Again(text)) => {
                     tracing::info!("{to}: {text}; trying on");
                     last = format!("{to}: {text}");
+                    hope = true;
                 }
             }
+        }
+        if !hope {
+            return Err(StartError::Join(format!("{last}; check the addresses and the token")));
         }
         if Instant::now() >= until {
             let all = join.addresses.join(", ");
@@ -89,7 +95,11 @@ pub(crate) async fn join(
 }
 
 enum Refusal {
+    /// The cluster has decided.
     Final(String),
+    /// Somebody else answers at this address, and will tomorrow.
+    Elsewhere(String),
+    /// It may work later.
     Again(String),
 }
 
@@ -101,7 +111,10 @@ async fn ask(
     request: JoinRequest,
     to: &str,
 ) -> Result<Welcome, Refusal> {
-    let shown = connect_pinned(wire, clock.clone(), token.cluster, token.ca_hash, to).await.map_err(|e| Refusal::Again(e.to_string()))?;
+    let shown = connect_pinned(wire, clock.clone(), token.cluster, token.ca_hash, to).await.map_err(|e| match e.kind() {
+        io::ErrorKind::InvalidData => Refusal::Elsewhere(e.to_string()),
+        _ => Refusal::Again(e.to_string()),
+    })?;
     let mut peer = Peer::over(shown.io).await.map_err(|e| Refusal::Again(e.to_string()))?;
     let asked = tokio::time::timeout(TRY_DEADLINE, peer.join(request, TRY_DEADLINE)).await;
     let answer = match asked {

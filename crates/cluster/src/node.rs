@@ -62,9 +62,6 @@ fn own_address(o: &Options, bound: SocketAddr) -> Result<String, StartError> {
 pub async fn start(mut o: Options) -> Result<Arc<ClusterNode>, StartError> {
     let dir = PeerDir::new(o.raft.disk.clone(), &o.raft.data_dir, o.raft.keyring());
     let existing = dir.has_identity(&o.raft.data_dir)?;
-    if existing && let Some(why) = dir.removed()? {
-        return Err(StartError::Removed(why));
-    }
     let socket = o.wire.bind(o.listen).await.map_err(|e| listen_error(o.listen, &e))?;
     let listening = socket.address().map_err(|e| listen_error(o.listen, &e))?;
     let advertise = own_address(&o, listening)?;
@@ -110,11 +107,7 @@ pub async fn start(mut o: Options) -> Result<Arc<ClusterNode>, StartError> {
         ended: watch::channel(None).0,
     });
     let node = ClusterNode { shared: shared.clone(), listening, tasks: TaskTracker::new(), stop: CancellationToken::new() };
-    let ready = match joined.then(|| shared.dir.joined()).unwrap_or(Ok(())) {
-        Ok(()) => shared.ensure_certificate().await,
-        Err(e) => Err(e),
-    };
-    if let Err(e) = ready {
+    if let Err(e) = shared.settle_in(joined).await {
         store.shutdown().await.ok();
         return Err(e);
     }

@@ -3,7 +3,7 @@
 use crate::{
     ClusterError,
     client::{CallError, Peer, from_status},
-    identity::PeerDir,
+    identity::{NodeName, PeerDir},
     limit::LogLimit,
     proto::{AdminRequest, AdminResponse},
     tls::{Tls, system_time},
@@ -58,6 +58,10 @@ impl Shared {
     }
     pub(crate) fn node(&self) -> u64 {
         self.store.node_id()
+    }
+    /// As certificates name this node.
+    pub(crate) fn identity(&self) -> NodeName {
+        NodeName { cluster: self.cluster(), node: self.node() }
     }
     pub(crate) fn now(&self) -> Timestamp {
         self.clock.now()

@@ -1,6 +1,7 @@
 //! A node's own place in the cluster: it says where it is, and notices when it was removed.
 
 use crate::{
+    StartError,
     client::Peer,
     limit::LogLimit,
     proto::{AdminRequest, Announce, StandingResponse, admin_request::Call, standing_response::Standing},
@@ -23,6 +24,17 @@ const ANSWER: Duration = Duration::from_secs(3);
 impl Shared {
     fn own_member<'a>(&self, status: &'a RaftStatus) -> Option<&'a Member> {
         status.members.iter().map(|m| &m.member).find(|m| m.id == self.node())
+    }
+
+    /// What a start has to do once the store is open. `joined`: the cluster took this node in just now.
+    pub(crate) async fn settle_in(&self, joined: bool) -> Result<(), StartError> {
+        if let Some(why) = self.dir.removed(self.identity())? {
+            return Err(StartError::Removed(why));
+        }
+        if joined {
+            self.dir.joined()?;
+        }
+        self.ensure_certificate().await
     }
 
     /// A node that leads when it starts says at once where it is: tokens name its address.
@@ -124,7 +136,7 @@ impl Shared {
     }
 
     async fn end(&self, why: &str, closing: &CancellationToken) {
-        if let Err(e) = self.dir.set_removed(why) {
+        if let Err(e) = self.dir.set_removed(self.identity(), why) {
             tracing::warn!("{e}");
         }
         tracing::error!("{why}");

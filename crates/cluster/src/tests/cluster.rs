@@ -190,3 +190,38 @@ async fn certificates_are_renewed_while_all_run_and_after_all_have_expired() {
     assert!(has(&nodes[1], "t").await);
     stop_all(&nodes).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn out_of_a_lost_majority_a_new_cluster_grows() {
+    let mut lab = Lab::new();
+    let nodes = three(&mut lab).await;
+    write(&nodes[0], "before").await;
+    let former = nodes[0].status().await.unwrap().cluster;
+    let old_token = token(&nodes[0], 1).await;
+    assert!(has(&nodes[2], "before").await);
+    stop_all(&nodes).await;
+    drop(nodes);
+    for lost in ["a", "b"] {
+        std::fs::remove_dir_all(lab.dir(lost)).unwrap();
+    }
+    // Even where the node had been removed before.
+    lab.peer_dir("c").set_removed(lab.peer_dir("c").credentials().unwrap().unwrap().name, "removed").unwrap();
+    let e = start(lab.options("c")).await.err().unwrap();
+    assert!(matches!(e, StartError::Removed(_)), "{e}");
+    let mut options = lab.options("c");
+    options.raft.start = ikada_raft::Start::Create { address: options.advertise.clone(), name: options.name.clone() };
+    ikada_raft::recover(&options.raft).unwrap();
+
+    let c = lab.start("c").await;
+    let s = c.status().await.unwrap();
+    assert!(s.cluster != former && s.health.healthy && s.members.len() == 1 && s.warnings.is_empty(), "{s:#?}");
+    assert!(has(&c, "before").await && c.join_tokens().await.unwrap().is_empty());
+    let e = lab.try_join("a", vec![s.members[0].address.clone()], &old_token.token).await.err();
+    assert!(e.is_some_and(|e| one_line(&e).contains("cluster")));
+    let made = token(&c, 2).await;
+    let a = lab.join("a", &made).await;
+    let b = lab.join("b", &made).await;
+    status_is(&a, "three voters", |s| s.health.healthy && s.health.voters == 3).await;
+    assert!(has(&b, "before").await);
+    stop_all(&[a, b, c]).await;
+}

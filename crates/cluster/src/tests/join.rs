@@ -22,8 +22,16 @@ async fn a_token_is_used_up_and_a_retry_is_not_another_use() {
     // The joiner died before it made its directory: same key, same node.
     assert_eq!(ask(&lab, "b", &once).await.unwrap(), id);
     refused(ask(&lab, "c", &once).await, "used already");
+    let whole = token(&a, 1).await;
+    let id_of_d = ask(&lab, "d", &whole).await.unwrap();
+    let d = lab.join("d", &whole).await;
+    assert_eq!(d.store().node_id(), id_of_d);
+    assert!(!lab.dir("d").join("peer/joining.key").exists());
+    d.shutdown().await.unwrap();
+    a.remove(id_of_d, false).await.unwrap();
     let listed = a.join_tokens().await.unwrap();
-    assert_eq!((listed.len(), &listed[0].joined, listed[0].spent), (1, &vec![id], true));
+    let first = listed.iter().find(|t| t.id == once.info.id).unwrap();
+    assert_eq!((listed.len(), &first.joined, first.spent), (2, &vec![id], true));
     // It never came up: shown with what to do, and removable.
     let status = a.status().await.unwrap();
     assert!(!status.health.healthy && status.warnings.iter().any(|w| w.contains(&format!("remove {id}"))), "{status:#?}");
@@ -79,6 +87,7 @@ async fn a_token_leads_to_its_own_cluster_only() {
     };
     let e = one_line(&connect(parsed.clone()).await.unwrap_err());
     assert!(e.contains("not of the cluster that the join token is for"), "{e}");
+    refused(ask(&lab, "b", &NewToken { addresses: elsewhere.addresses.clone(), ..mine.clone() }).await, "check the addresses and the token");
     // A CA that is right and a name that is not.
     parsed.ca_hash = crate::token::JoinToken::parse(&elsewhere.token).unwrap().ca_hash;
     let e = one_line(&connect(parsed).await.unwrap_err());
