@@ -179,7 +179,9 @@ fn summarize(status: &RaftStatus, leader: Option<u64>, answers: &BTreeMap<u64, A
         at > 0 && at <= now.seconds()
     };
     let mut warnings = Vec::new();
-    if leader.is_none() {
+    if members.is_empty() {
+        warnings.push("this node has joined, and no leader has reached it yet: check that the other members can connect to the address it advertises".to_owned());
+    } else if leader.is_none() {
         warnings.push(no_majority(status));
     }
     let ready = members.iter().filter(|m| m.voter).count();
@@ -304,6 +306,8 @@ mod tests {
 
     #[test]
     fn what_to_do_is_said() {
+        let s = summarize(&status(&[], &[]), None, &BTreeMap::new(), Timestamp(0));
+        assert!(!s.health.writable && s.warnings.len() == 1 && s.warnings[0].contains("advertises"), "{s:?}");
         let answers = BTreeMap::from([(1, answer(1, true)), (2, answer(2, false)), (3, Err("x".to_owned()))]);
         let s = summarize(&status(&[1], &[2, 3]), Some(1), &answers, Timestamp(0));
         assert!(s.warnings.iter().any(|w| w.contains("node 2") && w.contains("one more node")), "{:?}", s.warnings);

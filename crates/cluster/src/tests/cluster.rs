@@ -225,3 +225,28 @@ async fn out_of_a_lost_majority_a_new_cluster_grows() {
     assert!(has(&b, "before").await);
     stop_all(&[a, b, c]).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_learner_stays_one_until_it_is_promoted() {
+    let mut lab = Lab::new();
+    let a = lab.start("a").await;
+    // Two may vote; one of them does not want to.
+    let made = token(&a, 3).await;
+    let b = lab.join("b", &made).await;
+    let mut options = lab.options("c");
+    options.join = Some(Join { addresses: made.addresses.clone(), token: made.token.clone(), learner: true });
+    let c = start(options).await.unwrap();
+    let id = c.store().node_id();
+    let ready = |s: &ClusterStatus| s.health.healthy && s.members.iter().all(|m| m.lag == Some(0));
+    let s = status_is(&b, "two learners", ready).await;
+    assert_eq!(s.members.iter().filter(|m| m.wants_vote).count(), 2);
+    let e = c.promote(id, false).await.unwrap_err();
+    assert!(matches!(&e, ClusterError::Refused { forcible: true, .. }), "{e:?}");
+    assert_eq!(c.status().await.unwrap().health.voters, 1);
+    // Now there are enough for an odd number, which the autopilot sees.
+    c.promote(id, true).await.unwrap();
+    let s = status_is(&a, "three voters", |s| s.health.voters == 3 && s.health.healthy).await;
+    assert!(s.members.iter().all(|m| m.voter && m.wants_vote) && s.warnings.is_empty(), "{s:#?}");
+    assert_eq!(a.join_tokens().await.unwrap()[0].joined.len(), 2);
+    stop_all(&[a, b, c]).await;
+}
