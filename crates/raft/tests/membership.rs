@@ -3,7 +3,7 @@
 mod mesh;
 
 use ikada_model::{Json, Key, Kind, Labels};
-use ikada_raft::{MembershipError, Options, RaftStore, Role, Settings, Start, recover};
+use ikada_raft::{MembershipError, Options, RaftStore, Role, Settings, Start, recover, restore};
 use ikada_world::{Command, ProposeError, Put, Op, Replicator, World};
 use mesh::{Cluster, LONG};
 use std::{
@@ -304,4 +304,45 @@ async fn one_node_of_three_becomes_a_cluster_of_its_own() {
     assert!((0..30).all(|n| has(&store.world(), n)));
     assert!(write(&store, 30).await.unwrap() > last);
     store.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restored_cluster_grows_and_moves() {
+    let mut cluster = Cluster::of_three(settings()).await;
+    let mut last = 0;
+    for n in 0..30 {
+        last = write(&cluster.leader().await, n).await.unwrap();
+    }
+    let mut archive = Vec::new();
+    let saved = cluster.follower().await.save(&mut archive).await.unwrap();
+    assert!(saved.index >= last && saved.resources == 30);
+    let former = cluster.leader().await.cluster_id();
+    for id in cluster.ids() {
+        cluster.stop(id).await;
+        std::fs::remove_dir_all(cluster.path(id)).unwrap();
+    }
+    let start = Start::Create { address: "node-1:5690".to_owned(), name: "one".to_owned() };
+    let options = Options { start, ..Options::new(cluster.path(1)) };
+    let restored = tokio::task::spawn_blocking(move || restore(&mut archive.as_slice(), &options)).await.unwrap().unwrap();
+    cluster.restart(1).await;
+    assert!(restored.cluster == cluster.leader().await.cluster_id() && restored.cluster != former);
+    // The log begins after the archive: whoever joins gets a snapshot.
+    let (second, third) = (cluster.add().await, cluster.add().await);
+    assert!(second > last && third > second);
+    let index = write(&cluster.store(second), 30).await.unwrap();
+    for id in cluster.ids() {
+        cluster.applied(id, index).await;
+        let world = cluster.store(id).world();
+        assert!((0..=30).all(|n| has(&world, n)), "node {id}");
+    }
+    // The only voter gives its vote to another one, and everything moves there.
+    until("the second votes alone", || async { cluster.leader().await.set_voters(set(&[second]), false).await.is_ok() }).await;
+    until("the second leads", || async { cluster.leader().await.node_id() == second }).await;
+    remove(&cluster, 1).await;
+    cluster.stop(1).await;
+    write(&cluster.store(third), 31).await.unwrap();
+    let leader = cluster.leader().await;
+    assert_eq!((voters(&leader), members(&leader)), (set(&[second]), set(&[second, third])));
+    assert!((0..=31).all(|n| has(&leader.world(), n)));
+    cluster.shutdown().await;
 }

@@ -169,11 +169,16 @@ impl RaftStore {
             self.check_caught_up(&metrics, *id)?;
         }
         let among: BTreeSet<u64> = voters.intersection(&voting).copied().collect();
-        // Where all are new, nobody can take over before the change; openraft hands over after it.
-        if !voters.contains(&metrics.id) && !among.is_empty() {
+        let leaves = !voters.contains(&metrics.id);
+        if leaves && !among.is_empty() {
             return Err(MembershipError::NotLeader(Some(self.hand_over(&metrics, &among).await?)));
         }
-        self.change(ChangeMembers::ReplaceAllVoters(voters)).await
+        self.change(ChangeMembers::ReplaceAllVoters(voters.clone())).await?;
+        // Where all are new, nobody could take over before the change.
+        if leaves && let Err(e) = self.hand_over(&self.metrics_now(), &voters).await {
+            tracing::warn!("the voters have changed, and node {} still leads without a vote: {e}", metrics.id);
+        }
+        Ok(())
     }
 
     /// Removes a member: it loses its vote, then its place. The last voter cannot be removed. The leader itself hands over first and
