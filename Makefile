@@ -53,6 +53,19 @@ chaos: ## Break real nodes for TIME=300 seconds and judge what clients saw; SEED
 	cargo build -p ikada-cp -p ikada-jepsen --locked
 	@target/debug/ikada-chaos run --time $(TIME) --nodes $(NODES) $(if $(SEED),--seed $(SEED))
 
+SEEDS ?= 2000
+.PHONY: sim
+sim: ## Simulate clusters of the replicated store: SEEDS=2000 of them on all cores, or one, printed, with SEED=n (docs/simulation.md).
+ifdef SEED
+	IKADA_SIM_VERBOSE=1 IKADA_SIM_SEED=$(SEED) cargo test --quiet --locked -p ikada-raft --test sim -- --exact one --nocapture
+else
+	IKADA_SIM_SEEDS=$(SEEDS) cargo test --quiet --locked -p ikada-raft --test sim -- --exact many --nocapture
+endif
+
+.PHONY: sim-mutants
+sim-mutants: ## Break the replicated store in one way at a time, and show which seed of the simulation notices.
+	@python3 tests/sim_mutants.py $(ARGS)
+
 .PHONY: lint
 lint: ## Formatting is by hand; clippy must be silent.
 	cargo clippy --workspace --all-targets --locked -- -D warnings

@@ -206,6 +206,16 @@ impl ScriptedDisk {
         copy
     }
 
+    /// See [`ScriptedDisk::fail_syncs`].
+    pub fn fails_syncs(&self) -> bool {
+        self.0.lock().fail_syncs
+    }
+
+    /// See [`ScriptedDisk::set_capacity`].
+    pub fn capacity(&self) -> Option<u64> {
+        self.0.lock().capacity
+    }
+
     /// Operations that changed something so far.
     pub fn operations(&self) -> u64 {
         self.0.lock().operations
