@@ -1,7 +1,7 @@
 //! `--load`: fills an empty store verbatim from a YAML stream.
 
 use anyhow::{Context, Result, bail};
-use ikada_model::{Key, Resource, rest};
+use ikada_model::{Key, Kind, Resource, rest};
 use ikada_world::{Command, Expect, Op, ProposeError, Put, Replicator};
 use std::{collections::BTreeMap, path::Path};
 
@@ -33,8 +33,12 @@ pub fn read(path: &Path) -> Result<Vec<Resource>> {
 
 /// Stores the resources as they are: labels, status and times included, nothing computed. The store must be empty.
 pub async fn load(store: &dyn Replicator, path: &Path) -> Result<usize> {
-    if !store.world().is_empty() {
-        bail!("--load needs an empty store, but the data directory holds {} resources: choose another one with --data-dir", store.world().len());
+    let world = store.world();
+    // What the cluster keeps about itself is there from the start.
+    let own = |r: &Resource| r.kind() == Kind::Config && r.name().starts_with("ikada-cluster-");
+    let found = world.iter().filter(|(_, r)| !own(r)).count();
+    if found > 0 {
+        bail!("--load needs an empty store, but the data directory holds {found} resources: choose another one with --data-dir");
     }
     let resources = read(path)?;
     let ops: Vec<Op> = resources

@@ -11,7 +11,7 @@ pub fn init(level: &str, json: bool) {
         "info" => "warn",
         other => other,
     };
-    let own = ["cp", "api", "xds", "raft", "store", "envoy", "policy", "world", "model", "pki"];
+    let own = ["cp", "api", "xds", "raft", "cluster", "store", "envoy", "policy", "world", "model", "pki"];
     let mut filter = libraries.to_owned();
     for name in own {
         filter.push_str(&format!(",ikada_{name}={level}"));

@@ -1,6 +1,7 @@
 //! `ikada-cp`: the control plane.
 
 mod bundle;
+mod cluster;
 mod config;
 mod controllers;
 mod diagnostics;
@@ -44,8 +45,17 @@ const RUN_EXAMPLES: &str = "Examples:
     ikada-cp run --config-file /etc/ikada/cp.yaml --data-dir /var/lib/ikada
   Settings from the environment, with Kuma's names or IKADA_ in place of KUMA_:
     KUMA_API_SERVER_HTTP_PORT=6681 KUMA_DP_SERVER_PORT=6678 ikada-cp run
+  A second and a third node: make a token on a member, give it and the member's peer port to the new one:
+    ikadactl cluster join-token create --uses 2
+    ikada-cp run --join cp-1.example.org:5690 --join-token ikada-join-...
+    ikada-cp run --join cp-1.example.org:5690,cp-2.example.org:5690 --join-token-file /etc/ikada/join-token
+  A node that follows and never votes, for a site that only reads:
+    IKADA_RAFT_LEARNER=true ikada-cp run --join cp-1.example.org:5690 --join-token ikada-join-...
   An immutable set-up from a file of resources, without background controllers:
     ikada-cp run --data-dir \"$(mktemp -d)\" --load mesh.yaml --api-only";
+
+/// Exit code of a node that was removed from its cluster: a supervisor need not start it again.
+const REMOVED: u8 = 3;
 
 /// Arguments of `run`.
 #[derive(clap::Args)]
@@ -56,6 +66,15 @@ pub struct RunArgs {
     /// Data directory; wins over raft.dataDir and IKADA_DATA_DIR [default: ./ikada-data].
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// Members of the cluster to join, HOST:PORT of their peer ports; one that answers is enough. Of effect while the data directory is new.
+    #[arg(long, value_name = "ADDR[,ADDR]", value_delimiter = ',', help_heading = "Cluster")]
+    join: Vec<String>,
+    /// Token made by `ikadactl cluster join-token create`. Other users of this machine see it while the process runs: prefer the file.
+    #[arg(long, value_name = "TOKEN", conflicts_with = "join_token_file", help_heading = "Cluster")]
+    join_token: Option<String>,
+    /// File with the token.
+    #[arg(long, value_name = "FILE", help_heading = "Cluster")]
+    join_token_file: Option<PathBuf>,
     /// Fill the store verbatim from a YAML stream of resources; refused when it is not empty.
     #[arg(long, value_name = "FILE")]
     load: Option<PathBuf>,
@@ -68,6 +87,17 @@ pub struct RunArgs {
     /// Form of log lines.
     #[arg(long, value_name = "FORMAT", default_value = "text", value_parser = ["text", "json"])]
     log_format: String,
+}
+
+impl RunArgs {
+    fn flags(&self) -> config::Flags {
+        config::Flags {
+            data_dir: self.data_dir.clone(),
+            join: self.join.clone(),
+            join_token: self.join_token.clone(),
+            join_token_file: self.join_token_file.clone(),
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -88,7 +118,7 @@ fn main() -> ExitCode {
         Err(error) => {
             // One line, whatever the log level: this is the answer to the command.
             eprintln!("ikada-cp: {error:#}");
-            ExitCode::FAILURE
+            if node::is_removed(&error) { ExitCode::from(REMOVED) } else { ExitCode::FAILURE }
         }
     }
 }

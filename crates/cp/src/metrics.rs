@@ -1,10 +1,13 @@
 //! Metrics of the control plane, under Kuma's names where Kuma has them (reference: data-plane contract §4.7).
 
+mod raft;
+
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
+use raft::RaftMetrics;
 use std::time::Duration;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -39,6 +42,8 @@ pub struct Metrics {
     response_bytes: Counter,
     requests: Family<Answer, Counter>,
     certificates: Family<MeshLabel, Counter>,
+    /// Replication.
+    pub raft: RaftMetrics,
 }
 
 /// Buckets from 50 µs to about 3 s.
@@ -57,6 +62,7 @@ impl Default for Metrics {
             response_bytes: Counter::default(),
             requests: Family::default(),
             certificates: Family::default(),
+            raft: RaftMetrics::default(),
             registry: Registry::default(),
         };
         registry.register("xds_generation", "Seconds to generate the configuration of one proxy", m.generation.clone());
@@ -66,6 +72,7 @@ impl Default for Metrics {
         registry.register("xds_responses_sent_bytes", "Bytes of resources sent to proxies", m.response_bytes.clone());
         registry.register("xds_requests_received", "Answers of proxies to responses", m.requests.clone());
         registry.register("cert_generation", "Workload certificates issued", m.certificates.clone());
+        m.raft.register(&mut registry);
         Metrics { registry, ..m }
     }
 }

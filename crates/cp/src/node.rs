@@ -2,23 +2,24 @@
 
 use crate::{
     RunArgs, bundle,
+    cluster::{self, Admin, Instances, Readiness},
     config::{Config, ProxyAuth, TlsFiles},
     controllers::{MeshServiceOptions, run_mesh_services},
-    diagnostics::Diagnostics,
+    diagnostics::{Diagnostics, reply},
     dp_server::DpServer,
     listen::{self, Peer, Reply},
-    metrics::Metrics,
     proxies::{Inspector, Proxies, ProxiesOptions, now},
     tls,
 };
 use anyhow::{Context, Result, anyhow};
 use axum::extract::ConnectInfo;
-use http::Request;
+use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use ikada_api::{ApiOptions, ApiState, Index, OverTls, managers};
 use ikada_model::Mode;
-use ikada_raft::{Options, RaftStore};
+use ikada_cluster::ClusterNode;
+use ikada_raft::RaftStore;
 use ikada_world::{Command, ProposeError, Reason, Replicator};
 use std::{
     net::SocketAddr,
@@ -41,6 +42,9 @@ use tower::ServiceExt;
 const API_GRACE: Duration = Duration::from_secs(5);
 /// Attempts to make default resources while others write too.
 const DEFAULT_ATTEMPTS: usize = 5;
+
+/// What proxies get before the node has caught up.
+const NOT_YET: &str = "this control plane is not ready yet; GET /ready on its diagnostics port says why\n";
 
 /// Version of the contract that clients see.
 const KUMA_VERSION: &str = "2.14.3";
@@ -69,29 +73,65 @@ fn hostname() -> String {
     nix::unistd::gethostname().ok().and_then(|h| h.into_string().ok()).filter(|h| !h.is_empty()).unwrap_or_else(|| "localhost".into())
 }
 
+/// This node was removed from its cluster: starting it again cannot help.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Removed(String);
+
+/// Whether that is why a run ended, or why a start is refused.
+pub fn is_removed(error: &anyhow::Error) -> bool {
+    error.is::<Removed>() || matches!(error.downcast_ref(), Some(ikada_cluster::StartError::Removed(_)))
+}
+
 /// Runs a control plane until SIGTERM, SIGINT or a fatal fault of the store.
 pub async fn run(args: &RunArgs) -> Result<()> {
-    let (mut config, warnings) = Config::load(args.config_file.as_deref(), std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))))?;
-    if let Some(dir) = &args.data_dir {
-        config.data_dir.clone_from(dir);
-    }
+    let env = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
+    let (config, warnings) = Config::load(args.config_file.as_deref(), env, &args.flags())?;
     for warning in warnings {
         tracing::warn!("{warning}");
     }
     // Signals first: a stop during a slow start must be orderly too.
     let mut stop_signals = StopSignals::new()?;
-    let listeners = Listeners::bind(&config)?;
-    let store = RaftStore::open(Options { encryption: config.encryption.clone(), ..Options::new(&config.data_dir) }).await?;
-    let node = Node { hostname: hostname(), store: store.clone(), config, tracker: TaskTracker::new(), stop: CancellationToken::new() };
-    let result = node.serve(args, listeners, &mut stop_signals).await;
+    let mut listeners = Listeners::bind(&config)?;
+    let hostname = hostname();
+    let outside = Outside { tracker: TaskTracker::new(), stop: CancellationToken::new(), connections: listen::connection_budget() };
+    // Before the store: a node may wait long for its cluster, and should say so.
+    let diagnostics = Diagnostics::new();
+    if let Some(l) = listeners.diagnostics.take() {
+        outside.diagnostics(l, diagnostics.clone());
+    }
+    let result = with_store(args, config, hostname, listeners, &outside, &diagnostics, &mut stop_signals).await;
+    outside.stop.cancel();
+    outside.tracker.close();
+    outside.tracker.wait().await;
+    result?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn with_store(
+    args: &RunArgs,
+    config: Config,
+    hostname: String,
+    listeners: Listeners,
+    outside: &Outside,
+    diagnostics: &Arc<Diagnostics>,
+    signals: &mut StopSignals,
+) -> Result<()> {
+    let cluster = tokio::select! {
+        started = cluster::start(&config, &hostname) => started?,
+        name = signals.wait() => { tracing::info!(signal = name, "stopping before the store was open"); return Ok(()) }
+    };
+    let store = cluster.store();
+    diagnostics.opened(store.clone());
+    let node = Node { hostname, store, cluster: cluster.clone(), config: Arc::new(config), tracker: TaskTracker::new(), stop: CancellationToken::new() };
+    let result = node.serve(args, listeners, outside, diagnostics, signals).await;
     node.stop.cancel();
     node.tracker.close();
     node.tracker.wait().await;
-    let closed = store.shutdown().await;
+    let closed = cluster.shutdown().await;
     result?;
-    closed.map_err(|e| anyhow!("{e}"))?;
-    tracing::info!("stopped");
-    Ok(())
+    closed.map_err(|e| anyhow!("{e}"))
 }
 
 struct StopSignals {
@@ -112,39 +152,106 @@ impl StopSignals {
     }
 }
 
+/// What is there before and after the store.
+struct Outside {
+    tracker: TaskTracker,
+    stop: CancellationToken,
+    /// How many connections to take at a time.
+    connections: usize,
+}
+
+impl Outside {
+    fn diagnostics(&self, listener: TcpListener, diagnostics: Arc<Diagnostics>) {
+        // Few, and of their own: a probe must get through when clients of the API have taken all of theirs.
+        let connections = Arc::new(Semaphore::new((self.connections / 16).clamp(8, 256)));
+        let options = listen::Options { name: "diagnostics", tls: None, first_byte: Duration::from_secs(1), connections, grace: API_GRACE };
+        let handler = move |request: Request<Incoming>| diagnostics.clone().handle(request);
+        self.tracker.spawn(listen::serve(listener, options, handler, self.stop.clone()));
+    }
+}
+
+#[derive(Clone)]
 struct Node {
     hostname: String,
     store: Arc<RaftStore>,
-    config: Config,
+    cluster: Arc<ClusterNode>,
+    config: Arc<Config>,
     tracker: TaskTracker,
     stop: CancellationToken,
 }
 
 impl Node {
-    async fn serve(&self, args: &RunArgs, listeners: Listeners, signals: &mut StopSignals) -> Result<()> {
-        let c = &self.config;
-        if let Some(path) = &args.load {
-            let n = bundle::load(&*self.store, path).await?;
-            tracing::info!(resources = n, file = %path.display(), "bundle loaded");
+    /// Why the node has to end by itself, if it ever has.
+    async fn ended(&self) -> anyhow::Error {
+        let (mut fatal, mut removed) = (self.store.fatal(), self.cluster.ended());
+        tokio::select! {
+            fault = fatal.wait_for(Option::is_some) => match fault.ok().and_then(|f| f.clone()) {
+                Some(fault) => anyhow!("the store left service: {fault}"),
+                None => anyhow!("the store left service"),
+            },
+            why = removed.wait_for(Option::is_some) => match why.ok().and_then(|w| w.clone()) {
+                Some(why) => Removed(why).into(),
+                None => anyhow!("this node left its cluster"),
+            },
         }
-        if !args.api_only {
+    }
+
+    /// Waits for something of the start. `None`: the process is to stop.
+    async fn starting<T>(&self, what: impl Future<Output = Result<T>>, signals: &mut StopSignals) -> Result<Option<T>> {
+        tokio::select! {
+            done = what => done.map(Some),
+            name = signals.wait() => { tracing::info!(signal = name, "stopping"); Ok(None) }
+            why = self.ended() => Err(why),
+        }
+    }
+
+    /// Until the store has caught up with a leader.
+    async fn caught_up(&self, diagnostics: &Diagnostics) -> Result<()> {
+        let (mut ready, mut changes) = (self.store.ready(), self.store.watch_status());
+        let mut said = String::new();
+        loop {
+            if *ready.borrow_and_update() {
+                return Ok(());
+            }
+            let why = cluster::reason(&self.store.status());
+            if why != said && !said.is_empty() {
+                tracing::info!("not ready: {why}");
+            }
+            diagnostics.readiness.send_replace(Readiness::waiting(why.clone()));
+            said = why;
             tokio::select! {
-                made = self.ensure_defaults() => made?,
-                name = signals.wait() => { tracing::info!(signal = name, "stopping"); return Ok(()) }
+                changed = ready.changed() => changed.context("the store ended")?,
+                _ = changes.changed() => {}
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
             }
         }
-        let instance_id = format!("{}-{}", self.hostname, uuid::Uuid::new_v4().simple().to_string().get(..4).unwrap_or("0000"));
-        let metrics = Arc::new(Metrics::default());
-        let proxies = Proxies::new(self.store.clone(), self.proxies_options(&instance_id), metrics.clone());
-        let ready = Arc::new(AtomicBool::new(false));
-        // Proxies have their own share: clients of the API cannot take it from them, nor they from an operator.
-        let budget = listen::connection_budget();
-        let (proxy_connections, connections) = (Arc::new(Semaphore::new(budget / 4 * 3)), Arc::new(Semaphore::new(budget / 4)));
+    }
 
+    async fn serve(&self, args: &RunArgs, listeners: Listeners, outside: &Outside, diagnostics: &Arc<Diagnostics>, signals: &mut StopSignals) -> Result<()> {
+        let c = &self.config;
+        let instance_id = format!("{}-{}", self.hostname, uuid::Uuid::new_v4().simple().to_string().get(..4).unwrap_or("0000"));
+        let proxies = Proxies::new(self.store.clone(), self.proxies_options(&instance_id), diagnostics.metrics.clone());
+        // Proxies have their own share: clients of the API cannot take it from them, nor they from an operator.
+        let budget = outside.connections;
+        let (proxy_connections, connections) = (Arc::new(Semaphore::new(budget / 4 * 3)), Arc::new(Semaphore::new(budget / 4)));
+        let options = |name, tls, first_byte, grace| listen::Options { name, tls, first_byte, connections: connections.clone(), grace };
+
+        if let Some(path) = &args.load {
+            let load = async {
+                self.caught_up(diagnostics).await?;
+                let n = bundle::load(&*self.store, path).await?;
+                tracing::info!(resources = n, file = %path.display(), "bundle loaded");
+                Ok(())
+            };
+            if self.starting(load, signals).await?.is_none() {
+                return Ok(());
+            }
+        }
+        // Before the node is ready: an operator has to see why it is not.
         // Half of the API's connections may wait for changes, so that there is always room for who does not.
         let api = ApiOptions { complete_dataplanes: !args.api_only, waiters: (budget / 8).min(4096), ..self.api_options(&instance_id) };
-        let router = ikada_api::router(ApiState::new(self.store.clone(), Arc::new(Inspector(proxies.clone())), api).until(self.stop.clone()));
-        let options = |name, tls, first_byte, grace| listen::Options { name, tls, first_byte, connections: connections.clone(), grace };
+        let state = ApiState::new(self.store.clone(), Arc::new(Inspector(proxies.clone())), api).until(self.stop.clone());
+        let router = ikada_api::router(state.with_cluster(Arc::new(Admin(self.cluster.clone()))));
         let handler = move |request: Request<Incoming>| api_request(router.clone(), request);
         if let Some(l) = listeners.http {
             self.tracker.spawn(listen::serve(l, options("api", None, c.api.read_header_timeout, API_GRACE), handler.clone(), self.stop.clone()));
@@ -153,20 +260,35 @@ impl Node {
             let identity = self.certificate(c.api.tls.as_ref())?;
             self.tracker.spawn(listen::serve(l, options("api-tls", Some(identity.server), c.api.read_header_timeout, API_GRACE), handler, self.stop.clone()));
         }
+        // Proxies are turned away until the node has caught up: what one that has been away remembers would take them back to the past.
+        let open = Arc::new(AtomicBool::new(false));
         if let (Some(l), Some(dp)) = (listeners.dp, &c.dp) {
             let identity = self.certificate(dp.tls.as_ref())?;
             let xds = ikada_xds::Options { identifier: instance_id.clone(), nack_backoff: dp.nack_backoff, ..ikada_xds::Options::default() };
             let server = Arc::new(DpServer::new(self.store.clone(), proxies.clone(), c.bootstrap.clone(), c.zone.clone(), xds, &identity));
-            let handler = move |request: Request<Incoming>| server.clone().handle(request);
+            let open = open.clone();
+            let handler = move |request: Request<Incoming>| {
+                let server = open.load(Ordering::Relaxed).then(|| server.clone());
+                async move {
+                    match server {
+                        Some(server) => server.handle(request).await,
+                        None => reply(StatusCode::SERVICE_UNAVAILABLE, "text/plain; charset=utf-8", NOT_YET),
+                    }
+                }
+            };
             let mut o = options("dp-server", Some(identity.server), dp.read_header_timeout, dp.graceful_shutdown_timeout);
             o.connections = proxy_connections;
             self.tracker.spawn(listen::serve(l, o, handler, self.stop.clone()));
         }
-        if let Some(l) = listeners.diagnostics {
-            let diagnostics = Arc::new(Diagnostics { metrics, proxies: proxies.clone(), ready: ready.clone() });
-            let handler = move |request: Request<Incoming>| diagnostics.clone().handle(request);
-            self.tracker.spawn(listen::serve(l, options("diagnostics", None, Duration::from_secs(1), API_GRACE), handler, self.stop.clone()));
+        let caught_up = cluster::waiting("waiting for the cluster", self.caught_up(diagnostics));
+        if self.starting(caught_up, signals).await?.is_none() {
+            return Ok(());
         }
+        if !args.api_only && self.starting(self.defaults(), signals).await?.is_none() {
+            return Ok(());
+        }
+        open.store(true, Ordering::Relaxed);
+        diagnostics.serving(proxies.clone());
         self.tracker.spawn(proxies.clone().run_reconcile(self.stop.clone()));
         self.tracker.spawn(proxies.clone().run_hosts(c.dns_cache_ttl, self.stop.clone()));
         if c.bootstrap.hds_enabled {
@@ -176,27 +298,30 @@ impl Node {
         let insights_stop = CancellationToken::new();
         let insights = tokio::spawn(proxies.clone().run_insights(insights_stop.clone()));
         if !args.api_only {
+            self.tracker.spawn(cluster::announce(self.store.clone(), instance_id, self.stop.clone()));
             self.tracker.spawn(proxies.clone().run_cleanup(self.stop.clone()));
-            self.tracker.spawn(proxies.clone().run_finalizer(self.stop.clone()));
+            let instances = Instances(self.store.clone());
+            self.tracker.spawn(proxies.clone().run_finalizer(move |world, patience| instances.living(world, patience), self.stop.clone()));
             if matches!(c.mode, Mode::Zone { .. }) {
                 let o = MeshServiceOptions { zone: c.zone.clone(), grace: c.mesh_service_grace, cidr: c.mesh_service_cidr.clone() };
                 self.tracker.spawn(run_mesh_services(self.store.clone(), o, self.stop.clone()));
             }
         }
-        ready.store(true, Ordering::Relaxed);
+        let grace = c.raft.settings.derived().worst_failover;
+        self.tracker.spawn(cluster::watch(self.store.clone(), diagnostics.readiness.clone(), grace, self.stop.clone()));
+        diagnostics.readiness.send_replace(Readiness::default());
         self.announce();
-        sd_notify::notify(&[sd_notify::NotifyState::Ready]).ok();
+        sd_notify::notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status("serving")]).ok();
 
-        let mut fatal = self.store.fatal();
         let end = tokio::select! {
             name = signals.wait() => { tracing::info!(signal = name, "stopping: open requests may end"); Ok(()) }
-            fault = fatal.wait_for(Option::is_some) => Err(match fault.ok().and_then(|f| f.clone()) {
-                Some(fault) => anyhow!("the store left service: {fault}"),
-                None => anyhow!("the store left service"),
-            }),
+            why = self.ended() => Err(why),
         };
-        ready.store(false, Ordering::Relaxed);
         sd_notify::notify(&[sd_notify::NotifyState::Stopping]).ok();
+        diagnostics.stopping();
+        if end.is_ok() {
+            cluster::hand_over(&self.cluster).await;
+        }
         proxies.begin_stop();
         self.stop.cancel();
         self.tracker.close();
@@ -282,17 +407,54 @@ impl Node {
         }
     }
 
-    /// Makes what a control plane needs to exist.
-    async fn ensure_defaults(&self) -> Result<()> {
+    /// What a control plane needs to exist is made once per process, by the node that leads: at once, or when this one comes to lead.
+    async fn defaults(&self) -> Result<()> {
+        let mut leads = self.store.leadership();
+        if *leads.borrow_and_update() {
+            return self.ensure_defaults().await;
+        }
+        let options = self.defaults_options();
+        let world = self.store.linearizable().await.context("cannot read the store")?;
+        if managers::ensure_defaults(&options, &world, now()).await.is_ok_and(|missing| missing.is_empty()) {
+            return Ok(());
+        }
+        let (node, stop) = (self.clone(), self.stop.clone());
+        self.tracker.spawn(async move {
+            let made = async {
+                loop {
+                    if leads.wait_for(|leads| *leads).await.is_err() {
+                        return;
+                    }
+                    match node.ensure_defaults().await {
+                        Ok(()) => return,
+                        Err(error) => tracing::warn!("{error:#}, trying again"),
+                    }
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = made => {}
+            }
+        });
+        Ok(())
+    }
+
+    fn defaults_options(&self) -> managers::DefaultsOptions {
         let c = &self.config;
-        let options = managers::DefaultsOptions {
+        managers::DefaultsOptions {
             settings: self.api_options("").managers(),
             skip_tenant_resources: c.skip_tenant_resources,
             skip_mesh_creation: c.skip_mesh_creation,
             skip_hostname_generators: c.skip_hostname_generators,
             user_tokens: true,
             bootstrap_admin_token: c.api.bootstrap_admin_token && c.api.user_token_issuer,
-        };
+        }
+    }
+
+    /// Makes what a control plane needs to exist. Another node may do the same meanwhile.
+    async fn ensure_defaults(&self) -> Result<()> {
+        let options = self.defaults_options();
         for _ in 0..DEFAULT_ATTEMPTS {
             let world = self.store.linearizable().await.context("cannot read the store")?;
             let missing = managers::ensure_defaults(&options, &world, now()).await.map_err(|e| anyhow!("cannot make default resources: {e}"))?;

@@ -23,7 +23,7 @@ pub(super) fn keys(v: &mut Values, credentials: Option<&OsStr>) -> Result<Option
 
 #[cfg(test)]
 mod tests {
-    use crate::config::Config;
+    use crate::config::{Config, Flags};
     use ikada_raft::Keys;
 
     #[test]
@@ -33,7 +33,7 @@ mod tests {
         let (file, credential) = (tmp.path().join("keys"), tmp.path().join("ikada-encryption-keys"));
         let directory = ("CREDENTIALS_DIRECTORY".to_owned(), tmp.path().display().to_string());
         let named = |prefix: &str| (format!("{prefix}_STORE_ENCRYPTION_KEY_FILE"), file.display().to_string());
-        let ids = |env: Vec<(String, String)>| Config::load(None, env).map(|(c, _)| c.encryption.map(|keys| keys.ids()));
+        let ids = |env: Vec<(String, String)>| Config::load(None, env, &Flags::default()).map(|(c, _)| c.encryption.map(|keys| keys.ids()));
         assert_eq!(ids(vec![directory.clone()]).unwrap(), None);
         std::fs::write(&credential, line("b", 1)).unwrap();
         assert_eq!(ids(vec![directory.clone()]).unwrap(), Some(vec!["b".to_owned()]));
@@ -43,7 +43,7 @@ mod tests {
         assert_eq!(ids(vec![directory, named("IKADA")]).unwrap(), Some(vec!["a".to_owned(), "b".to_owned()]));
         let config = tmp.path().join("cp.yaml");
         std::fs::write(&config, format!("store:\n  encryption:\n    keyFile: {}\n", file.display())).unwrap();
-        let (c, warnings) = Config::load(Some(&config), []).unwrap();
+        let (c, warnings) = Config::load(Some(&config), [], &Flags::default()).unwrap();
         assert_eq!(c.encryption.as_ref().unwrap().ids(), ["a", "b"]);
         assert!(warnings.iter().any(|w| w.contains("chmod 600")), "{warnings:?}");
         let shown = format!("{c:?} {}", c.effective());

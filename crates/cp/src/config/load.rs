@@ -14,31 +14,32 @@ pub struct Values {
     pub warnings: Vec<String>,
 }
 
-/// What replaces each Postgres setting (reference: multi-zone contract, §5.7).
+/// What replaces each Postgres setting (reference: multi-zone contract, §5.7). The first whose name begins the setting's counts, in any case of
+/// the letters: `DB_NAME` and `dbName` are one.
 const POSTGRES: &[(&str, &str)] = &[
-    ("host", "raft.dataDir (the state lives in the data directory of this node; there is no database to connect to)"),
-    ("port", "raft.dataDir (the state lives in the data directory of this node; there is no database to connect to)"),
-    ("user", "mutual TLS between the members of the cluster"),
-    ("password", "mutual TLS between the members of the cluster"),
-    ("dbName", "raft.dataDir and the cluster id kept in it"),
+    ("host", "raft.dataDir for the state of this node, raft.advertise and raft.join.addresses to find the others"),
+    ("port", "raft.listen, the port of the members of the cluster (5690)"),
+    ("user", "mutual TLS between the members of the cluster; a new one joins with a token (raft.join.token)"),
+    ("password", "mutual TLS between the members of the cluster; a new one joins with a token (raft.join.token)"),
+    ("dbName", "raft.dataDir and the id of the cluster that is kept in it"),
     ("driverName", "nothing: there is no driver"),
-    ("connectionTimeout", "raft.profile (election timeout and peer connect timeout)"),
-    ("maxConnectionIdleTime", "raft.profile (heartbeat interval; connections between members are permanent)"),
-    ("maxConnectionLifetime", "raft.profile (heartbeat interval; connections between members are permanent)"),
-    ("maxConnectionLifetimeJitter", "raft.profile (heartbeat interval; connections between members are permanent)"),
-    ("healthCheckInterval", "raft.profile (heartbeat interval)"),
-    ("minOpenConnections", "raft.profile (bounded proposal queue and batch size)"),
-    ("maxOpenConnections", "raft.profile (bounded proposal queue and batch size)"),
-    ("maxIdleConnections", "raft.profile (bounded proposal queue and batch size)"),
+    ("connectionTimeout", "raft.electionMin and raft.electionMax, which raft.profile sets (how long a silent leader is waited for)"),
+    ("maxConnectionIdleTime", "raft.heartbeat, which raft.profile sets; connections between members are permanent"),
+    ("maxConnectionLifetime", "raft.heartbeat, which raft.profile sets; connections between members are permanent"),
+    ("healthCheckInterval", "raft.heartbeat, which raft.profile sets"),
+    ("minOpenConnections", "nothing to size: one connection per peer, a bounded queue of proposals, raft.proposalDeadline for what waits in it"),
+    ("maxOpenConnections", "nothing to size: one connection per peer, a bounded queue of proposals, raft.proposalDeadline for what waits in it"),
+    ("maxIdleConnections", "nothing to size: one connection per peer, a bounded queue of proposals, raft.proposalDeadline for what waits in it"),
     ("maxListQueryElements", "nothing: lists are read from memory"),
-    ("tls", "mutual TLS between the members of the cluster"),
-    ("tolerateNewerDBVersions", "the format version of the data directory"),
-    ("readReplica", "reads from the memory of each node"),
+    ("tls", "mutual TLS between the members of the cluster, whose CA the first one makes"),
+    ("tolerateNewerDBVersions", "the format of the data directory: nodes of two versions work together, and newer data is refused by an older one"),
+    ("readReplica", "every node reads from its own memory (header Ikada-Read); raft.learner makes one that only reads"),
 ];
 
 fn postgres_warning(origin: &str, key: &str) -> String {
-    let replacement = POSTGRES.iter().find(|(k, _)| key.starts_with(k)).map_or("nothing", |(_, r)| r);
-    format!("{origin} has no effect: Ikada does not use Postgres. In its place: {replacement}")
+    let begins = |k: &str| key.get(..k.len()).is_some_and(|start| start.eq_ignore_ascii_case(k));
+    let replacement = POSTGRES.iter().find(|(k, _)| begins(k)).map_or("nothing", |(_, r)| r);
+    format!("{origin} has no effect: Ikada does not use Postgres. In its place: {replacement} (docs/replication.md)")
 }
 
 /// `CONNECTION_TIMEOUT` → `connectionTimeout`.
@@ -85,6 +86,18 @@ fn nearest(key: &str) -> &'static str {
 }
 
 impl Values {
+    /// Sets what a flag of the command line says: it wins over file and environment. `text` is in the form of a variable.
+    pub fn set(&mut self, key: &str, text: &str, flag: &str) -> Result<()> {
+        let setting = SETTINGS.iter().find(|s| s.key == key).with_context(|| format!("there is no setting {key}"))?;
+        let value = from_env(setting, text).with_context(|| flag.to_owned())?;
+        self.set.insert(setting.key, (value, flag.to_owned()));
+        Ok(())
+    }
+    /// Forgets what file and environment say.
+    pub fn unset(&mut self, key: &str) {
+        self.set.remove(key);
+    }
+
     /// Defaults, then the file, then the environment (`IKADA_…` wins over `KUMA_…`).
     ///
     /// Errors: unreadable file, bad YAML, unknown key, value of a wrong type; one line each.
@@ -192,6 +205,14 @@ impl Values {
         let text = self.text(key);
         parse_duration(&text).with_context(|| format!("{key}{}", self.origin(key)))
     }
+    /// As a duration; `None` when it is not set and has no default of its own.
+    pub fn optional_duration(&self, key: &str) -> Result<Option<Duration>> {
+        if self.text(key).is_empty() { Ok(None) } else { self.duration(key).map(Some) }
+    }
+    /// As a number; `None` when it is not set and has no default of its own.
+    pub fn optional_number<T: TryFrom<u64>>(&self, key: &str) -> Result<Option<T>> {
+        if self.text(key).is_empty() { Ok(None) } else { self.number(key).map(Some) }
+    }
     /// As a list; `None` when not set.
     pub fn list(&self, key: &str) -> Option<Vec<String>> {
         let (Value::Array(items), _) = self.set.get(key)? else { return None };
@@ -217,6 +238,11 @@ impl Values {
     pub fn origin(&self, key: &str) -> String {
         self.set.get(key).map(|(_, o)| format!(" (from {o})")).unwrap_or_default()
     }
+}
+
+/// A duration as Go writes it, e.g. `1m30s`.
+pub fn go_text(d: Duration) -> String {
+    GoDuration::parse(&format!("{}ns", d.as_nanos())).map_or_else(|_| format!("{d:?}"), |d| d.to_string())
 }
 
 /// Puts a value at a path with dots, making the objects on the way.
@@ -247,6 +273,7 @@ fn is_default(setting: &Setting, value: &Value) -> bool {
 fn check(setting: &Setting, value: &Value) -> Result<()> {
     let ok = match (setting.kind, value) {
         (_, Value::Null) => true,
+        (ValueKind::Int | ValueKind::Duration, Value::String(s)) if s.is_empty() && setting.default.is_empty() => true,
         (ValueKind::Bool, Value::Bool(_)) => true,
         (ValueKind::Int, Value::Number(n)) => n.is_u64(),
         (ValueKind::Duration, Value::String(s)) => return parse_duration(s).map(|_| ()),
@@ -274,6 +301,8 @@ fn from_env(setting: &Setting, text: &str) -> Result<Value> {
             "false" | "False" | "FALSE" | "0" | "" => Value::Bool(false),
             other => bail!("must be true or false, not {other:?}"),
         },
+        // As unset: a unit may hand through a variable that nobody filled.
+        ValueKind::Int | ValueKind::Duration if text.is_empty() && setting.default.is_empty() => Value::String(String::new()),
         ValueKind::Int => Value::from(text.trim().parse::<u64>().map_err(|_| anyhow::anyhow!("must be a whole number, not {text:?}"))?),
         ValueKind::Duration | ValueKind::Text => Value::String(text.to_owned()),
         ValueKind::List => Value::Array(text.split(',').map(str::trim).filter(|t| !t.is_empty()).map(Value::from).collect()),
@@ -328,8 +357,29 @@ mod tests {
         let f = file("store: {type: postgres, postgres: {maxOpenConnections: 50}}\n");
         let v = Values::load(Some(f.path()), env(&[("KUMA_STORE_POSTGRES_CONNECTION_TIMEOUT", "5")])).unwrap();
         assert_eq!(v.warnings.len(), 2, "{:?}", v.warnings);
-        assert!(v.warnings.iter().any(|w| w.contains("store.postgres.maxOpenConnections") && w.contains("proposal queue")));
-        assert!(v.warnings.iter().any(|w| w.contains("KUMA_STORE_POSTGRES_CONNECTION_TIMEOUT") && w.contains("election timeout")));
+        assert!(v.warnings.iter().any(|w| w.contains("store.postgres.maxOpenConnections") && w.contains("queue of proposals")));
+        assert!(v.warnings.iter().any(|w| w.contains("KUMA_STORE_POSTGRES_CONNECTION_TIMEOUT") && w.contains("raft.electionMin")));
+    }
+
+    /// Every variable of Kuma 2.14.3 (reference: multi-zone contract, §5.7).
+    #[test]
+    fn every_postgres_variable_has_an_answer_of_its_own() {
+        const NAMES: &str = "HOST PORT USER PASSWORD DB_NAME DRIVER_NAME CONNECTION_TIMEOUT MAX_CONNECTION_IDLE_TIME MAX_CONNECTION_LIFETIME \
+            MAX_CONNECTION_LIFETIME_JITTER HEALTH_CHECK_INTERVAL MIN_OPEN_CONNECTIONS MAX_OPEN_CONNECTIONS MAX_IDLE_CONNECTIONS \
+            MAX_LIST_QUERY_ELEMENTS TLS_MODE TLS_CERT_PATH TLS_KEY_PATH TLS_CA_PATH TLS_DISABLE_SSLSNI TOLERATE_NEWER_DB_VERSIONS \
+            READ_REPLICA_HOST READ_REPLICA_PORT READ_REPLICA_RATIO";
+        for name in NAMES.split_whitespace() {
+            let v = Values::load(None, env(&[(&format!("KUMA_STORE_POSTGRES_{name}"), "x")])).unwrap();
+            assert_eq!(v.warnings.len(), 1);
+            let warning = &v.warnings[0];
+            assert!(POSTGRES.iter().any(|(_, r)| warning.contains(r)) && !warning.contains("place: nothing ("), "{warning}");
+        }
+        // What a warning names must exist.
+        for (_, replacement) in POSTGRES {
+            for word in replacement.split(|c: char| !c.is_ascii_alphanumeric() && c != '.').filter(|w| w.starts_with("raft.")) {
+                assert!(SETTINGS.iter().any(|s| s.key == word), "{word}");
+            }
+        }
     }
 
     #[test]
@@ -337,7 +387,7 @@ mod tests {
         let text = include_str!("../../../../docs/settings.md");
         let (without, with) = text.split_once("## Accepted without effect").unwrap().1.split_once("## In effect").unwrap();
         for s in SETTINGS {
-            let row = format!("| `{}` |", s.key);
+            let row = format!("| `{}` ", s.key);
             assert_eq!((with.contains(&row), without.contains(&row)), (s.effective, !s.effective), "docs/settings.md: {}", s.key);
         }
     }
@@ -347,8 +397,8 @@ mod tests {
         let v = Values::load(None, []).unwrap();
         for s in SETTINGS {
             match s.kind {
-                ValueKind::Int => assert!(v.number::<u64>(s.key).is_ok(), "{}", s.key),
-                ValueKind::Duration => assert!(v.duration(s.key).is_ok(), "{}", s.key),
+                ValueKind::Int => assert!(v.optional_number::<u64>(s.key).is_ok(), "{}", s.key),
+                ValueKind::Duration => assert!(v.optional_duration(s.key).is_ok(), "{}", s.key),
                 ValueKind::Bool => assert!(["true", "false"].contains(&s.default), "{}", s.key),
                 ValueKind::Text | ValueKind::List => {}
             }

@@ -2,7 +2,10 @@
 
 mod encryption;
 mod load;
+mod replication;
 mod settings;
+
+pub use replication::Replication;
 
 use load::Values;
 
@@ -136,11 +139,49 @@ fn health(v: &Values) -> Result<Health> {
     })
 }
 
+/// What the command line says; it wins over file and environment.
+#[derive(Default, Clone)]
+pub struct Flags {
+    /// `--data-dir`.
+    pub data_dir: Option<PathBuf>,
+    /// `--join`.
+    pub join: Vec<String>,
+    /// `--join-token`.
+    pub join_token: Option<String>,
+    /// `--join-token-file`.
+    pub join_token_file: Option<PathBuf>,
+}
+
+impl Flags {
+    fn set(&self, v: &mut Values) -> Result<()> {
+        let text = |path: &PathBuf| path.display().to_string();
+        if let Some(dir) = &self.data_dir {
+            v.set("raft.dataDir", &text(dir), "--data-dir")?;
+        }
+        if !self.join.is_empty() {
+            v.set("raft.join.addresses", &self.join.join(","), "--join")?;
+        }
+        if self.join_token.is_some() || self.join_token_file.is_some() {
+            v.unset("raft.join.token");
+            v.unset("raft.join.tokenFile");
+        }
+        if let Some(token) = &self.join_token {
+            v.set("raft.join.token", token, "--join-token")?;
+        }
+        if let Some(file) = &self.join_token_file {
+            v.set("raft.join.tokenFile", &text(file), "--join-token-file")?;
+        }
+        Ok(())
+    }
+}
+
 /// Everything.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Data directory.
     pub data_dir: PathBuf,
+    /// Replication: the section `raft:`.
+    pub raft: Replication,
     /// Mode.
     pub mode: Mode,
     /// Name of the zone.
@@ -283,11 +324,12 @@ fn access(v: &Values) -> StaticAccess {
 }
 
 impl Config {
-    /// Reads file and environment. Errors are one line and name the setting.
-    pub fn load(file: Option<&Path>, env: impl IntoIterator<Item = (String, String)>) -> Result<(Config, Vec<String>)> {
+    /// Reads file and environment; flags win. Errors are one line and name the setting.
+    pub fn load(file: Option<&Path>, env: impl IntoIterator<Item = (String, String)>, flags: &Flags) -> Result<(Config, Vec<String>)> {
         let env: Vec<_> = env.into_iter().collect();
         let credentials = env.iter().find(|(name, _)| name == "CREDENTIALS_DIRECTORY").map(|(_, value)| OsStr::new(value).to_owned());
         let mut v = Values::load(file, env)?;
+        flags.set(&mut v)?;
         let encryption = encryption::keys(&mut v, credentials.as_deref())?;
         let environment = v.text("environment");
         if environment != "universal" {
@@ -333,10 +375,6 @@ impl Config {
             "tokens" => {}
             other => bail!("apiServer.authn.type{}: {other:?} is not supported in this version, use \"tokens\"", v.origin("apiServer.authn.type")),
         }
-        match v.text("raft.profile").as_str() {
-            "lan" => {}
-            other => bail!("raft.profile{}: {other:?} is not a profile of this version, use \"lan\"", v.origin("raft.profile")),
-        }
         let api = ApiServer {
             http: if v.flag("apiServer.http.enabled") { Some(address(&v, "apiServer.http.interface", "apiServer.http.port")?) } else { None },
             https: if v.flag("apiServer.https.enabled") { Some(address(&v, "apiServer.https.interface", "apiServer.https.port")?) } else { None },
@@ -379,6 +417,7 @@ impl Config {
         };
         let config = Config {
             data_dir: v.text("raft.dataDir").into(),
+            raft: replication::replication(&v)?,
             mode,
             zone,
             work_dir: v.optional("general.workDir").map(PathBuf::from),
@@ -413,7 +452,9 @@ impl Config {
     pub fn effective(&self) -> serde_json::Value {
         let mut all = self.settings.clone();
         let mut set = |key: &str, value: serde_json::Value| load::insert(&mut all, key, value);
-        set("raft.dataDir", self.data_dir.display().to_string().into());
+        for (key, value) in self.raft.effective() {
+            set(key, value);
+        }
         set("bootstrapServer.params.xdsPort", self.bootstrap.xds_port.into());
         let auth = |required, kind: &str| if required { kind.to_owned() } else { "none".to_owned() };
         set("dpServer.authn.dpProxy.type", auth(self.bootstrap.dp_token_required, "dpToken").into());
@@ -460,7 +501,8 @@ mod tests {
 
     #[test]
     fn what_this_version_does_not_do_is_said() {
-        let warnings = |pairs: &[(&str, &str)]| Config::load(None, pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))).unwrap().1;
+        let env = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<Vec<_>>();
+        let warnings = |pairs: &[(&str, &str)]| Config::load(None, env(pairs), &Flags::default()).unwrap().1;
         assert!(warnings(&[("KUMA_STORE_TYPE", "memory")]).is_empty());
         for (name, value, said) in [
             ("KUMA_MULTIZONE_ZONE_GLOBAL_ADDRESS", "grpcs://global:5685", "does not connect to a global control plane"),
@@ -481,8 +523,7 @@ mod tests {
             ("KUMA_ACCESS_STATIC_ADMIN_RESOURCES_USERS", "alice,bob"),
         ];
         let env = env.map(|(k, v)| (k.to_owned(), v.to_owned()));
-        let (mut config, _) = Config::load(None, env).unwrap();
-        config.data_dir = "/srv/ikada".into();
+        let (config, _) = Config::load(None, env, &Flags { data_dir: Some("/srv/ikada".into()), ..Flags::default() }).unwrap();
         let all = config.effective();
         assert_eq!(all["apiServer"]["http"], json!({"enabled": true, "interface": "0.0.0.0", "port": 7000}));
         assert_eq!(all["metrics"]["dataplane"], json!({"subscriptionLimit": 2, "idleTimeout": "1m30s"}));
@@ -491,7 +532,7 @@ mod tests {
         assert_eq!(all["dpServer"]["authn"]["dpProxy"]["type"], "dpToken");
         assert_eq!(all["access"]["static"]["adminResources"], json!({"users": ["alice", "bob"], "groups": ["mesh-system:admin"]}));
         assert_eq!(all["apiServer"]["corsAllowedDomains"], json!([]));
-        assert_eq!(all["raft"]["dataDir"], "/srv/ikada");
+        assert_eq!((&all["raft"]["dataDir"], &all["raft"]["electionMax"], &all["raft"]["keepEntries"]), (&json!("/srv/ikada"), &json!("600ms"), &json!(10_000)));
         assert!(!all.to_string().contains("hunter2"));
     }
 
@@ -505,7 +546,7 @@ mod tests {
             return;
         };
         let recorded: Value = serde_json::from_str(text.split_once('\n').unwrap().1).unwrap();
-        let (config, _) = Config::load(None, []).unwrap();
+        let (config, _) = Config::load(None, [], &Flags::default()).unwrap();
         let have = config.effective();
         let mut out = Vec::new();
         other_types(&recorded, &have, "$", &mut out);
@@ -519,9 +560,53 @@ mod tests {
         }
     }
 
+    /// What we give to people to start from must load, and mean something.
+    #[test]
+    fn every_file_in_cluster_configs_loads() {
+        let mut found = Vec::new();
+        let mut todo = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("../../cluster-configs")];
+        while let Some(dir) = todo.pop() {
+            for entry in std::fs::read_dir(&dir).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    todo.push(path);
+                } else if path.extension().is_some_and(|e| e == "yaml") {
+                    let (config, warnings) = Config::load(Some(&path), [], &Flags::default()).unwrap_or_else(|e| panic!("{}: {e:#}", path.display()));
+                    assert!(warnings.is_empty(), "{}: {warnings:?}", path.display());
+                    let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+                    found.push((name, config.raft.profile.clone(), config.raft.join.is_some(), config.raft.learner));
+                }
+            }
+        }
+        found.sort();
+        let want = [
+            ("cloud", "wan", true, false),
+            ("cloud-reader", "wan", true, true),
+            ("cp-1", "lan", false, false),
+            ("cp-2", "lan", true, false),
+            ("cp-3", "lan", true, false),
+            ("on-prem-1", "wan", false, false),
+            ("on-prem-2", "wan", true, false),
+            ("single-node", "lan", false, false),
+        ];
+        assert_eq!(found, want.map(|(name, profile, join, learner)| (name.to_owned(), profile.to_owned(), join, learner)));
+    }
+
+    #[test]
+    fn flags_win_over_environment_and_file() {
+        let env = [("IKADA_RAFT_JOIN_ADDRESSES", "old:1"), ("IKADA_RAFT_JOIN_TOKEN_FILE", "/old"), ("IKADA_DATA_DIR", "/old")];
+        let flags = Flags { data_dir: Some("/new".into()), join: vec!["new:1".into(), "newer:1".into()], join_token: Some("t".into()), join_token_file: None };
+        let (c, _) = Config::load(None, env.map(|(k, v)| (k.to_owned(), v.to_owned())), &flags).unwrap();
+        let join = c.raft.join.clone().unwrap();
+        assert_eq!((c.data_dir.as_path(), join.addresses, join.token.read().unwrap()), (Path::new("/new"), vec!["new:1".to_owned(), "newer:1".to_owned()], "t".to_owned()));
+        assert_eq!(c.effective()["raft"]["join"], json!({"addresses": ["new:1", "newer:1"], "token": "*****", "tokenFile": ""}));
+        let e = Config::load(None, [], &Flags { join: vec!["nowhere".into()], ..Flags::default() }).map(|_| ()).unwrap_err().to_string();
+        assert!(e.contains("(from --join)") && e.contains("HOST:PORT"), "{e}");
+    }
+
     #[test]
     fn health_discovery_and_nack_backoff_are_read_and_checked() {
-        let load = |key: &str, value: &str| Config::load(None, [(key.to_owned(), value.to_owned())]).map(|(c, _)| c);
+        let load = |key: &str, value: &str| Config::load(None, [(key.to_owned(), value.to_owned())], &Flags::default()).map(|(c, _)| c);
         let c = load("KUMA_DP_SERVER_HDS_CHECK_TIMEOUT", "300ms").unwrap();
         let h = &c.health;
         assert_eq!((h.check_timeout, h.interval, h.check_interval), (Duration::from_millis(300), Duration::from_secs(5), Duration::from_secs(1)));

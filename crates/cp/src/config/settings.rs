@@ -27,7 +27,7 @@ pub struct Setting {
     pub env: &'static str,
     /// Type.
     pub kind: ValueKind,
-    /// Default as text; lists are empty.
+    /// Default as text; lists are empty. Empty for a number or a duration: another setting decides (`raft.profile`).
     pub default: &'static str,
     /// False when the key is accepted for compatibility but nothing reads it yet.
     pub effective: bool,
@@ -48,6 +48,23 @@ use ValueKind::{Bool, Duration, Int, List, Text};
 pub static SETTINGS: &[Setting] = &[
     s("raft.dataDir", "DATA_DIR", Text, "./ikada-data"),
     s("raft.profile", "RAFT_PROFILE", Text, "lan"),
+    s("raft.heartbeat", "RAFT_HEARTBEAT", Duration, ""),
+    s("raft.electionMin", "RAFT_ELECTION_MIN", Duration, ""),
+    s("raft.electionMax", "RAFT_ELECTION_MAX", Duration, ""),
+    s("raft.proposalDeadline", "RAFT_PROPOSAL_DEADLINE", Duration, ""),
+    s("raft.snapshotDeadline", "RAFT_SNAPSHOT_DEADLINE", Duration, ""),
+    s("raft.batchLinger", "RAFT_BATCH_LINGER", Duration, ""),
+    s("raft.appendEntries", "RAFT_APPEND_ENTRIES", Int, ""),
+    s("raft.snapshotEvery", "RAFT_SNAPSHOT_EVERY", Int, ""),
+    s("raft.keepEntries", "RAFT_KEEP_ENTRIES", Int, ""),
+    s("raft.segmentBytes", "RAFT_SEGMENT_BYTES", Int, ""),
+    s("raft.listen", "RAFT_LISTEN", Text, "0.0.0.0:5690"),
+    s("raft.advertise", "RAFT_ADVERTISE", Text, ""),
+    s("raft.name", "RAFT_NAME", Text, ""),
+    s("raft.join.addresses", "RAFT_JOIN_ADDRESSES", List, ""),
+    s("raft.join.token", "RAFT_JOIN_TOKEN", Text, ""),
+    s("raft.join.tokenFile", "RAFT_JOIN_TOKEN_FILE", Text, ""),
+    s("raft.learner", "RAFT_LEARNER", Bool, "false"),
     s("environment", "ENVIRONMENT", Text, "universal"),
     s("mode", "MODE", Text, "zone"),
     s("store.type", "STORE_TYPE", Text, "memory"),

@@ -84,13 +84,17 @@ impl Proxies {
         });
     }
 
-    /// Deletes dataplanes that have been offline for a long time.
+    /// On the leader: deletes dataplanes that have been offline for a long time.
     pub async fn run_cleanup(self: Arc<Self>, stop: CancellationToken) {
+        let leads = self.store.leadership();
         let age = i64::try_from(self.options.insights.cleanup_age.as_nanos()).unwrap_or(i64::MAX);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(CLEANUP_INTERVAL) => {}
+            }
+            if !*leads.borrow() {
+                continue;
             }
             let world = self.store.world();
             let limit = Timestamp(super::now().0.saturating_sub(age));

@@ -2,12 +2,16 @@
 //!
 //! Kept in memory per stream and written in batches: one command for many proxies.
 
-use super::{Proxies, Proxy, ProxyId, now};
+use super::{CONFLICT_RETRIES, Proxies, Proxy, ProxyId, now};
 use ikada_model::{Json, Kind, Labels, Timestamp};
-use ikada_world::{Change, Command, Expect, Op, ProposeError, Put, World};
+use ikada_world::{Change, Command, Expect, Op, ProposeError, Put, Reason, World};
 use ikada_xds::type_url;
 use serde_json::{Map, Value, json};
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 use tokio_util::sync::CancellationToken;
 
 /// Shortest time after which insights of a control plane that is gone are closed.
@@ -161,17 +165,32 @@ impl MtlsInsight {
     }
 }
 
-/// Closes open subscriptions other than `except`, in place. True when something changed.
-pub fn close_subscriptions(insight: &mut Value, except: &str, at: Timestamp) -> bool {
+/// Closes open subscriptions that `which` chooses, in place. True when something changed.
+fn close_subscriptions(insight: &mut Value, at: Timestamp, which: impl Fn(&Map<String, Value>) -> bool) -> bool {
     let mut changed = false;
     for s in insight.get_mut("subscriptions").and_then(Value::as_array_mut).into_iter().flatten().filter_map(Value::as_object_mut) {
-        let id = s.get("id").and_then(Value::as_str).unwrap_or("");
-        if id != except && !s.contains_key("disconnectTime") {
+        if !s.contains_key("disconnectTime") && which(s) {
             s.insert("disconnectTime".into(), at.to_string().into());
             changed = true;
         }
     }
     changed
+}
+
+fn connect_time(subscription: &Map<String, Value>) -> Option<Timestamp> {
+    Timestamp::parse(subscription.get("connectTime")?.as_str()?).ok()
+}
+
+fn text<'v>(subscription: &'v Map<String, Value>, field: &str) -> &'v str {
+    subscription.get(field).and_then(Value::as_str).unwrap_or("")
+}
+
+/// Puts a subscription in its place by the time at which it began: the last one is the newest, whichever node serves it.
+fn place(list: &mut Vec<Value>, mine: Value, connected: Timestamp) {
+    list.retain(|s| s.get("id") != mine.get("id"));
+    let newer = |s: &Value| s.as_object().and_then(connect_time).is_some_and(|t| t > connected);
+    let at = list.iter().rposition(|s| !newer(s)).map_or(0, |last| last + 1);
+    list.insert(at, mine);
 }
 
 /// In groups that fit into one entry each.
@@ -192,23 +211,35 @@ fn by_size<T>(puts: Vec<(Op, T)>) -> Vec<Vec<(Op, T)>> {
 }
 
 impl Proxies {
-    /// The whole insight of a proxy: stored subscriptions with these streams' put in, oldest first. The last one tells the rest.
+    /// The whole insight of a proxy: stored subscriptions with these streams' put in, oldest first. The newest one tells the rest, and an open
+    /// one closes those that began before it; both count wherever the stream is, so that nodes do not undo each other's.
     fn insight_spec(&self, world: &World, id: &ProxyId, streams: &[Arc<Proxy>]) -> Value {
         let stored = world.get(&id.insight()).map(|r| r.spec.value().clone()).unwrap_or_else(|| json!({}));
         let mut spec = json!({"subscriptions": stored.get("subscriptions").cloned().unwrap_or_else(|| json!([]))});
+        let mut newest = Value::Null;
         for proxy in streams {
             let state = proxy.state.lock();
-            close_subscriptions(&mut spec, &state.subscription.id, now());
-            let mine = state.subscription.to_json();
+            let (mine, connected) = (&state.subscription, state.subscription.connected);
+            if mine.disconnected.is_none() {
+                close_subscriptions(&mut spec, now(), |s| text(s, "id") != mine.id && connect_time(s).is_none_or(|t| t <= connected));
+            }
             if let Some(list) = spec.get_mut("subscriptions").and_then(Value::as_array_mut) {
-                list.retain(|s| s.get("id") != mine.get("id"));
-                list.push(mine);
+                place(list, mine.to_json(), connected);
                 let surplus = list.len().saturating_sub(self.options.insights.subscription_limit);
                 list.drain(..surplus);
+                newest = list.last().and_then(|s| s.get("id").cloned()).unwrap_or_default();
             }
         }
         let Some(last) = streams.last() else { return spec };
         let state = last.state.lock();
+        if newest != *state.subscription.id {
+            // Another node serves the proxy now: what it says of it stays.
+            let mut rest = stored;
+            if let Some(subscriptions) = spec.get_mut("subscriptions") {
+                rest["subscriptions"] = subscriptions.take();
+            }
+            return rest;
+        }
         if let Some(mtls) = &state.mtls {
             spec["mTLS"] = mtls.to_json();
         }
@@ -276,14 +307,17 @@ impl Proxies {
 
     pub(super) fn insight_put(&self, world: &World, id: &ProxyId, streams: &[Arc<Proxy>]) -> Op {
         let spec = Json::from_value(&self.insight_spec(world, id, streams));
+        // Another node may write it too, for an earlier or later stream of the proxy.
+        let expect = world.get(&id.insight()).map_or(Expect::Absent, |stored| Expect::Version(stored.version));
         // With the owner a deletion between here and the entry rejects the command instead of leaving an insight behind.
-        Op::Put(Put { owner: Some(id.dataplane()), ..Put::new(id.insight(), Labels::new(), spec) })
+        Op::Put(Put { owner: Some(id.dataplane()), expect, ..Put::new(id.insight(), Labels::new(), spec) })
     }
 
-    /// Writes in as few commands as their size allows; in halves when one is too large all the same, or when one of the dataplanes is gone.
-    /// Gives what was not written.
+    /// Writes in as few commands as their size allows; in halves when one is too large all the same, when one of the dataplanes is gone, or when
+    /// another node wrote one of the insights meanwhile. Gives what was not written.
     pub(super) async fn write_insights(&self, puts: Vec<(Op, Vec<Arc<Proxy>>)>) -> Vec<Vec<Arc<Proxy>>> {
         let mut todo = by_size(puts);
+        let mut overtaken = Vec::new();
         while let Some(mut puts) = todo.pop() {
             if puts.is_empty() {
                 continue;
@@ -299,17 +333,36 @@ impl Proxies {
                     let proxy = puts.first().and_then(|(_, s)| s.first()).map(|p| p.id.to_string());
                     tracing::warn!(proxy, %error, "an insight is not written: the metadata of the proxy's node is too large");
                 }
+                // To be built on what the other node wrote.
+                Err(ProposeError::Rejected(r)) if matches!(r.reason, Reason::Conflict | Reason::AlreadyExists) => {
+                    overtaken.extend(puts.into_iter().map(|(_, streams)| streams));
+                    self.insight_wake.notify_one();
+                }
                 // Its dataplane is gone.
                 Err(ProposeError::Rejected(_)) => {}
                 Err(error) => {
                     todo.push(puts);
-                    let unwritten: Vec<_> = todo.into_iter().flatten().map(|(_, streams)| streams).collect();
-                    tracing::warn!(%error, proxies = unwritten.len(), "insights are not written, trying again later");
-                    return unwritten;
+                    overtaken.extend(todo.into_iter().flatten().map(|(_, streams)| streams));
+                    tracing::warn!(%error, proxies = overtaken.len(), "insights are not written, trying again later");
+                    return overtaken;
                 }
             }
         }
-        Vec::new()
+        overtaken
+    }
+
+    /// Another node took the process for dead and closed what is open here: it is written again. An open stream elsewhere is newer, or soon
+    /// closed.
+    pub(super) fn defend_insight(&self, change: &Change) {
+        let Some(after) = change.after.as_ref().filter(|r| r.kind() == Kind::DataplaneInsight) else { return };
+        let id = ProxyId { mesh: after.key.mesh.clone(), name: after.key.name.clone() };
+        let Some(proxy) = self.connected(&id) else { return };
+        let subscriptions = after.spec.value().get("subscriptions").and_then(Value::as_array);
+        if !subscriptions.into_iter().flatten().all(|s| s.get("disconnectTime").is_some()) {
+            return;
+        }
+        proxy.state.lock().insight_dirty = true;
+        self.insight_wake.notify_one();
     }
 
     /// A dataplane that was deleted took the insight along; when it is made again while its proxy is connected, the insight is too.
@@ -339,36 +392,55 @@ impl Proxies {
             state.subscription.disconnect();
             state.insight_dirty = true;
         }
-        self.flush_insights().await;
+        // More than once for what another node wrote at the same time: the proxies go there now.
+        for _ in 0..CONFLICT_RETRIES {
+            self.flush_insights().await;
+        }
     }
 
-    /// Closes subscriptions of control planes that are gone, when a finished process has had time to come back and its proxies to connect; and
-    /// again after that time, for what the store did not take.
-    pub async fn run_finalizer(self: Arc<Self>, stop: CancellationToken) {
+    /// On the leader: closes subscriptions of processes that are gone, when a process had time to come back and its proxies to connect; and
+    /// again after that time, for what the store did not take. `living` gives the ids of the processes that are not.
+    pub async fn run_finalizer(self: Arc<Self>, living: impl Fn(&World, Duration) -> BTreeSet<String> + Send, stop: CancellationToken) {
         let interval = self.options.insights.idle_timeout.max(SHORTEST_IDLE);
+        let leads = self.store.leadership();
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(interval) => {}
             }
-            let world = self.store.world();
-            for r in world.list(Kind::DataplaneInsight) {
-                if stop.is_cancelled() {
-                    return;
-                }
-                let id = ProxyId { mesh: r.key.mesh.clone(), name: r.key.name.clone() };
-                let mut spec = r.spec.value().clone();
-                if self.connected(&id).is_some() || !close_subscriptions(&mut spec, "", now()) {
-                    continue;
-                }
-                let op = Op::Put(Put { expect: Expect::Version(r.version), ..Put::new(r.key.clone(), r.labels.clone(), Json::from_value(&spec)) });
-                match self.store.propose(Command { id: self.store.new_id(), ops: vec![op] }).await {
-                    // Rejected: somebody wrote it meanwhile, so it is looked after.
-                    Ok(_) | Err(ProposeError::Rejected(_)) => {}
-                    Err(error) => {
-                        tracing::warn!(%error, "insights of an earlier control plane are not closed, trying again later");
-                        break;
-                    }
+            if *leads.borrow() {
+                let world = self.store.world();
+                self.finalize(&world, &living(&world, interval), &stop).await;
+            }
+        }
+    }
+
+    /// Closes what the processes that are not among `living` left open, and what this one did.
+    pub(super) async fn finalize(&self, world: &World, living: &BTreeSet<String>, stop: &CancellationToken) {
+        for r in world.list(Kind::DataplaneInsight) {
+            if stop.is_cancelled() {
+                return;
+            }
+            let id = ProxyId { mesh: r.key.mesh.clone(), name: r.key.name.clone() };
+            if self.connected(&id).is_some() {
+                continue;
+            }
+            let mine = self.options.instance_id.as_str();
+            let mut spec = r.spec.value().clone();
+            let gone = |s: &Map<String, Value>| match text(s, "controlPlaneInstanceId") {
+                instance if instance == mine => true,
+                instance => !living.contains(instance),
+            };
+            if !close_subscriptions(&mut spec, now(), gone) {
+                continue;
+            }
+            let op = Op::Put(Put { expect: Expect::Version(r.version), ..Put::new(r.key.clone(), r.labels.clone(), Json::from_value(&spec)) });
+            match self.store.propose(Command { id: self.store.new_id(), ops: vec![op] }).await {
+                // Rejected: somebody wrote it meanwhile, so it is looked after.
+                Ok(_) | Err(ProposeError::Rejected(_)) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "insights of a control plane that is gone are not closed, trying again later");
+                    break;
                 }
             }
         }
@@ -393,7 +465,20 @@ mod tests {
         assert_eq!(v["version"]["kumaDp"]["kumaCpCompatible"], true);
         assert!(v.get("disconnectTime").is_none());
         let mut insight = json!({"subscriptions": [v]});
-        assert!(close_subscriptions(&mut insight, "", now()));
-        assert!(!close_subscriptions(&mut insight, "", now()));
+        assert!(!close_subscriptions(&mut insight, now(), |s| text(s, "id") == "another"));
+        assert!(close_subscriptions(&mut insight, now(), |_| true));
+        assert!(!close_subscriptions(&mut insight, now(), |_| true));
+    }
+
+    #[test]
+    fn the_newest_is_last_whoever_writes() {
+        let s = |id: &str, second: i64| json!({"id": id, "connectTime": Timestamp(second * 1_000_000_000).to_string()});
+        let mut list = vec![s("a", 1), s("b", 5)];
+        place(&mut list, s("c", 3), Timestamp(3_000_000_000));
+        place(&mut list, s("d", 9), Timestamp(9_000_000_000));
+        // Written again with news: it stays where it was.
+        place(&mut list, s("a", 1), Timestamp(1_000_000_000));
+        let ids: Vec<_> = list.iter().map(|s| s["id"].as_str().unwrap()).collect();
+        assert_eq!(ids, ["a", "c", "b", "d"]);
     }
 }

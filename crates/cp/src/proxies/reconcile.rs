@@ -70,6 +70,9 @@ impl Proxies {
             }
             self.renew_insight(change);
         }
+        for change in &changes.status {
+            self.defend_insight(change);
+        }
     }
 
     /// Regenerates what changed until `stop`.

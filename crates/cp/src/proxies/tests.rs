@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use ikada_api::managers;
 use ikada_model::{Json, Labels, Resource};
 use ikada_raft::{Options, RaftStore};
-use ikada_world::{Applied, ChangeSet, Command, Expect, Op, ProposeError, Put, World};
+use ikada_world::{Change, Applied, ChangeSet, Command, Expect, Op, ProposeError, Put, World};
 use ikada_xds::{CloseReason, Session, Source, StreamOpen, type_url};
 use serde_json::json;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -70,9 +70,9 @@ impl Bench {
         let dir = tempfile::tempdir().unwrap();
         let inner = RaftStore::open(Options::new(dir.path().join("data"))).await.unwrap();
         let store = Arc::new(Moody { inner, refuses: AtomicBool::new(false), gate: Arc::default(), waiting: AtomicUsize::new(0), _dir: dir });
-        let insights = crate::config::Insights { deregistration_delay, ..crate::config::Config::load(None, []).unwrap().0.insights };
+        let insights = crate::config::Insights { deregistration_delay, ..crate::config::Config::load(None, [], &crate::config::Flags::default()).unwrap().0.insights };
         let options = ProxiesOptions {
-            health: crate::config::Config::load(None, []).unwrap().0.health,
+            health: crate::config::Config::load(None, [], &crate::config::Flags::default()).unwrap().0.health,
             mode: Mode::Zone { federated: false },
             zone: "default".into(),
             instance_id: "here".into(),
@@ -96,6 +96,12 @@ impl Bench {
         self.connect_with(name, &json!({"dataplane.type": "dataplane", "dataplane.resource": resource(name).to_string()})).await
     }
     async fn connect_with(&self, name: &str, metadata: &Value) -> session::ProxySession {
+        self.connect_to_with(&self.proxies, name, metadata).await
+    }
+    async fn connect_to(&self, proxies: &Arc<Proxies>, name: &str) -> session::ProxySession {
+        self.connect_to_with(proxies, name, &json!({"dataplane.type": "dataplane", "dataplane.resource": resource(name).to_string()})).await
+    }
+    async fn connect_to_with(&self, proxies: &Arc<Proxies>, name: &str, metadata: &Value) -> session::ProxySession {
         use envoy_types::pb::google::protobuf::{Struct, Value as Pb, value::Kind};
         let fields = metadata.as_object().unwrap().iter().map(|(k, v)| (k.clone(), Pb { kind: Some(Kind::StringValue(v.as_str().unwrap().into())) }));
         let node = envoy_types::pb::envoy::config::core::v3::Node {
@@ -105,7 +111,7 @@ impl Bench {
         };
         let stream_id = self.streams.fetch_add(1, Ordering::Relaxed) as u64 + 1;
         let open = StreamOpen { stream_id, node, credential: None, delta: true, peer: None, handle: StreamHandle::default() };
-        ProxySource(self.proxies.clone()).open(open).await.unwrap()
+        ProxySource(proxies.clone()).open(open).await.unwrap()
     }
     fn proxy(&self, name: &str) -> Arc<Proxy> {
         self.proxies.connected(&self.id(name)).unwrap()
@@ -373,7 +379,7 @@ async fn insights_of_a_control_plane_that_is_gone_are_closed() {
     b.proxies.flush_insights().await;
     let stop = CancellationToken::new();
     b.store.refuses.store(true, Ordering::Relaxed);
-    let finalizer = tokio::spawn(b.proxies.clone().run_finalizer(stop.clone()));
+    let finalizer = tokio::spawn(b.proxies.clone().run_finalizer(|_, _| BTreeSet::new(), stop.clone()));
     tokio::time::sleep(Duration::from_millis(250)).await;
     b.store.refuses.store(false, Ordering::Relaxed);
     eventually("closed", LIMIT, || b.subscriptions("one").iter().all(|s| s.get("disconnectTime").is_some())).await;
@@ -382,6 +388,56 @@ async fn insights_of_a_control_plane_that_is_gone_are_closed() {
     assert!(two.last().is_some_and(|s| s["controlPlaneInstanceId"] == "later" && s.get("disconnectTime").is_none()), "{two:?}");
     stop.cancel();
     finalizer.await.unwrap();
+}
+
+/// Two nodes of a cluster, over one store.
+#[tokio::test]
+async fn nodes_do_not_undo_each_others_insights() {
+    let here = Bench::new(Duration::from_secs(60)).await;
+    here.mesh(json!({})).await;
+    let options = ProxiesOptions { instance_id: "there".into(), ..here.proxies.options.clone() };
+    let there = Proxies::new(here.store.clone(), options, Arc::new(Metrics::default()));
+    let open = |subscriptions: &[Value]| {
+        let open = subscriptions.iter().filter(|s| s.get("disconnectTime").is_none());
+        open.map(|s| s["controlPlaneInstanceId"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    // The proxy moves from here to there, and this node does not notice yet: its stream hangs.
+    let hanging = here.connect("web").await;
+    here.proxies.flush_insights().await;
+    assert_eq!(open(&here.subscriptions("web")), ["here"]);
+    let stale = here.store.world();
+    let moved = here.connect_to(&there, "web").await;
+    there.flush_insights().await;
+    assert_eq!(open(&here.subscriptions("web")), ["there"], "the new stream closed the one before");
+    here.proxy("web").state.lock().insight_dirty = true;
+    here.proxies.flush_insights().await;
+    let both = here.subscriptions("web");
+    assert_eq!((open(&both).contains(&"there".to_owned()), both.last().unwrap()["controlPlaneInstanceId"].as_str()), (true, Some("there")), "{both:?}");
+    // A write that was built on an older world is not taken; it is built again.
+    let late = here.proxies.insight_put(&stale, &here.id("web"), &[here.proxy("web")]);
+    let unwritten = here.proxies.write_insights(vec![(late, vec![here.proxy("web")])]).await;
+    assert_eq!((unwritten.len(), here.subscriptions("web")), (1, both));
+    hanging.closed(&client_left());
+    here.proxies.flush_insights().await;
+    let all = here.subscriptions("web");
+    assert_eq!((open(&all), all.last().unwrap()["controlPlaneInstanceId"].as_str()), (vec!["there".to_owned()], Some("there")), "{all:?}");
+
+    // The leader closes nothing of a node that lives, whoever leads.
+    let stop = CancellationToken::new();
+    let living = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<BTreeSet<_>>();
+    here.proxies.finalize(&here.store.world(), &living(&["here", "there"]), &stop).await;
+    assert_eq!(here.subscriptions("web"), all);
+    here.proxies.finalize(&here.store.world(), &living(&["here"]), &stop).await;
+    assert!(open(&here.subscriptions("web")).is_empty());
+    // It was a partition: the node comes back and says that its stream is open.
+    let mut bus = here.store.subscribe();
+    here.proxies.finalize(&here.store.world(), &living(&["here"]), &stop).await;
+    assert!(bus.try_recv().is_err(), "closed once");
+    let insight = here.store.world().get(&here.id("web").insight()).cloned();
+    there.defend_insight(&Change { before: None, after: insight });
+    there.flush_insights().await;
+    assert_eq!(open(&here.subscriptions("web")), ["there"]);
+    drop(moved);
 }
 
 #[tokio::test]

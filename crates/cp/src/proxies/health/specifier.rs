@@ -166,7 +166,7 @@ mod tests {
         let dataplane: Dataplane = serde_json::from_value(json!({ "networking": networking })).unwrap();
         let metadata = ProxyMetadata::from_json(&metadata);
         let hosts = BTreeMap::from([("app.internal".to_owned(), "10.1.1.1".to_owned())]);
-        let (config, _) = crate::config::Config::load(None, []).unwrap();
+        let (config, _) = crate::config::Config::load(None, [], &crate::config::Flags::default()).unwrap();
         specifier(&Subject { dataplane: &dataplane, metadata: &metadata, exclusive, hosts: &hosts }, &config.health)
     }
     fn names(s: &HealthCheckSpecifier) -> Vec<&str> {
