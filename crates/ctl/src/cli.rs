@@ -1,5 +1,6 @@
 //! Arguments.
 
+use crate::cluster::Cluster;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::{path::PathBuf, time::Duration};
 
@@ -75,6 +76,8 @@ pub enum Command {
     Generate(Generate),
     /// Show state that the control plane has observed
     Inspect(Inspect),
+    /// Administer a cluster of control planes
+    Cluster(Cluster),
     /// Manage the configured control planes
     Config(Config),
     /// Show the version of this program and of the control plane
@@ -397,6 +400,11 @@ mod tests {
             "ikadactl generate dataplane-token --name=a --mesh=b --valid-for=24h --tag kuma.io/service=a,b --proxy-type dataplane",
             "ikadactl apply -f a.yaml -f - -v a=b -v c=d=e",
             "ikadactl delete mesh demo",
+            "ikadactl cluster status --check -o json",
+            "ikadactl cluster join-token create --valid-for 24h --uses 2 --learner",
+            "ikadactl cluster remove cp-3 --force",
+            "ikadactl cluster transfer-leader",
+            "ikadactl cluster snapshot restore a.ikada --data-dir /tmp/d --advertise a:1",
             "ikadactl inspect dataplanes --tag kuma.io/service=web",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));

@@ -15,10 +15,14 @@ use std::time::Duration;
 /// Largest answer that is read, in bytes.
 const MAX_ANSWER: usize = 256 << 20;
 
+/// Longest transfer; pauses in it are bounded separately.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
 /// A connection to one control plane.
 pub struct Client {
     http: reqwest::Client,
     api: ApiServer,
+    timeout: Duration,
 }
 
 /// What came back.
@@ -165,7 +169,7 @@ impl Client {
             file => Some(std::fs::read_to_string(file).with_context(|| format!("cannot read the CA certificate {file}"))?),
         };
         let trust = ServerTrust { ca_pem, skip_verify: api.skip_verify };
-        Ok(Client { http: http_client(&api.url, &trust, timeout)?, api })
+        Ok(Client { http: http_client(&api.url, &trust, timeout)?, api, timeout })
     }
     /// Base address.
     pub fn address(&self) -> &str {
@@ -177,6 +181,30 @@ impl Client {
     /// # Errors
     /// The control plane cannot be reached.
     pub async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Answer> {
+        let mut request = self.request(method, path);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        self.answer(request.send().await.map_err(|e| self.unreachable(e))?).await
+    }
+
+    /// GET of something that may be long. Its head has to come in time; the caller bounds the rest.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call), and every status that is no success.
+    pub async fn stream(&self, path: &str) -> anyhow::Result<reqwest::Response> {
+        let sent = self.request(Method::GET, path).timeout(LONGEST).send();
+        let response = tokio::time::timeout(self.timeout, sent).await;
+        let response = response.map_err(|_| anyhow!("cannot reach the control plane at {}: no answer in time (--api-timeout)", self.api.url))?;
+        let response = response.map_err(|e| self.unreachable(e))?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        self.answer(response).await?.ok()?;
+        bail!("the control plane's answer is neither a success nor an error: is this the address of its API?")
+    }
+
+    fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         let mut request = self.http.request(method, format!("{}{path}", self.api.url)).header("accept", "application/json");
         for h in &self.api.headers {
             request = request.header(&h.key, &h.value);
@@ -185,10 +213,10 @@ impl Client {
             let token = self.api.auth_conf.get("token").map_or("", String::as_str);
             request = request.header("authorization", format!("Bearer {token}"));
         }
-        if let Some(body) = body {
-            request = request.json(body);
-        }
-        let mut response = request.send().await.map_err(|e| self.unreachable(e))?;
+        request
+    }
+
+    async fn answer(&self, mut response: reqwest::Response) -> anyhow::Result<Answer> {
         let status = response.status();
         let mut bytes = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|e| self.unreachable(e))? {
@@ -201,13 +229,18 @@ impl Client {
     }
 
     fn unreachable(&self, error: reqwest::Error) -> anyhow::Error {
+        let reason = self.reason(error);
+        anyhow!("cannot reach the control plane at {}: {reason}{}", self.api.url, hint(&reason))
+    }
+
+    /// What happened, without the address.
+    pub fn reason(&self, error: reqwest::Error) -> String {
         // The innermost cause says what happened (refused, certificate, time out); the outer ones repeat the address.
         let mut cause: &dyn std::error::Error = &error;
         while let Some(inner) = cause.source() {
             cause = inner;
         }
-        let reason = if error.is_timeout() { "no answer in time (--api-timeout)".to_owned() } else { cause.to_string() };
-        anyhow!("cannot reach the control plane at {}: {reason}{}", self.api.url, hint(&reason))
+        if error.is_timeout() { "no answer in time (--api-timeout)".to_owned() } else { cause.to_string() }
     }
 
     /// GET.

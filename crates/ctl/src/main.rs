@@ -3,6 +3,7 @@
 mod apply;
 mod cli;
 mod client;
+mod cluster;
 mod config;
 mod config_command;
 mod generate;
@@ -27,7 +28,7 @@ fn main() -> ExitCode {
         }
     };
     match runtime.block_on(run(cli)) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(e) => {
             eprintln!("Error: {e:#}");
             ExitCode::FAILURE
@@ -35,9 +36,10 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(cli: Cli) -> anyhow::Result<()> {
+async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let root = &cli.root;
-    match cli.command {
+    let done = match cli.command {
+        Command::Cluster(args) => return cluster::run(root, &args).await,
         Command::Apply(args) => apply::run(root, &args).await,
         Command::Get(args) => get::run(root, &args).await,
         Command::Delete(args) => get::delete(root, &args).await,
@@ -50,5 +52,6 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             clap_complete::generate(shell.generator(), &mut Cli::command(), "ikadactl", &mut script);
             output::write(&script)
         }
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }

@@ -47,6 +47,18 @@ pub fn age(time: Option<&str>, now: OffsetDateTime) -> String {
     }
 }
 
+/// How long it is until a time, in the units of [`age`]; `expired` when it has passed, `-` for no time.
+pub fn until(time: Option<&str>, now: OffsetDateTime) -> String {
+    let Some(then) = time.and_then(|t| OffsetDateTime::parse(t, &Rfc3339).ok()) else { return "-".to_owned() };
+    match (then - now).whole_seconds() {
+        s if s <= 0 => "expired".to_owned(),
+        s if s < 60 => format!("{s}s"),
+        s if s < 3600 => format!("{}m", s / 60),
+        s if s < 2 * 86_400 => format!("{}h", s / 3600),
+        s => format!("{}d", s / 86_400),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,5 +81,8 @@ mod tests {
         assert_eq!(of("0001-01-01T00:00:00Z"), "292y");
         assert_eq!(of("2026-11-24T12:00:01Z"), "never");
         assert_eq!(age(None, now), "never");
+        let left = |t: &str| until(Some(t), now);
+        assert_eq!((left("2026-11-24T12:59:00Z"), left("2026-11-25T11:00:00Z"), left("2026-12-24T12:00:00Z")), ("59m".into(), "23h".into(), "30d".into()));
+        assert_eq!((left("2026-11-24T12:00:00Z"), until(None, now)), ("expired".into(), "-".into()));
     }
 }
