@@ -173,6 +173,8 @@ pub struct ControlPlane {
     pub dp_port: u16,
     /// Diagnostics.
     pub diagnostics_port: u16,
+    /// Peers.
+    pub peer_port: u16,
     dir: PathBuf,
     env: Vec<(String, String)>,
     args: Vec<String>,
@@ -181,28 +183,39 @@ pub struct ControlPlane {
 impl ControlPlane {
     /// Starts `ikada-cp run` with its data in `dir/data`, and waits until it serves.
     pub async fn start(dir: &Path, env: &[(&str, &str)], args: &[&str]) -> Result<ControlPlane> {
-        let (http, dp_port, diagnostics_port) = (free_port()?, free_port()?, free_port()?);
+        let mut cp = Self::launch(dir, env, args)?;
+        cp.ready().await?;
+        Ok(cp)
+    }
+    /// Starts it and does not wait.
+    pub fn launch(dir: &Path, env: &[(&str, &str)], args: &[&str]) -> Result<ControlPlane> {
+        let (http, dp_port, diagnostics_port, peer_port) = (free_port()?, free_port()?, free_port()?, free_port()?);
         let mut all: Vec<(String, String)> = vec![
             ("KUMA_API_SERVER_HTTP_PORT".into(), http.to_string()),
             ("KUMA_API_SERVER_HTTPS_ENABLED".into(), "false".into()),
             ("KUMA_DP_SERVER_PORT".into(), dp_port.to_string()),
             ("KUMA_DIAGNOSTICS_SERVER_PORT".into(), diagnostics_port.to_string()),
+            ("IKADA_RAFT_LISTEN".into(), format!("127.0.0.1:{peer_port}")),
             ("IKADA_DATA_DIR".into(), dir.join("data").display().to_string()),
         ];
         all.extend(env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())));
         let args: Vec<String> = args.iter().map(|a| (*a).to_owned()).collect();
         let process = Self::spawn(dir, &all, &args)?;
         let api = Api::new(http)?;
-        let mut cp = ControlPlane { process, api, dp_port, diagnostics_port, dir: dir.to_path_buf(), env: all, args };
-        cp.ready().await?;
-        Ok(cp)
+        Ok(ControlPlane { process, api, dp_port, diagnostics_port, peer_port, dir: dir.to_path_buf(), env: all, args })
     }
     fn spawn(dir: &Path, env: &[(String, String)], args: &[String]) -> Result<Process> {
         let mut command = Command::new(program("ikada-cp")?);
         command.arg("run").args(args).envs(env.iter().map(|(k, v)| (k, v)));
         Process::start("ikada-cp", &mut command, &dir.join("cp.log"))
     }
-    async fn ready(&mut self) -> Result<()> {
+    /// Status and text of `/ready`; an error when nobody listens.
+    pub async fn readiness(&self) -> Result<(u16, String)> {
+        let response = self.api.http.get(format!("http://127.0.0.1:{}/ready", self.diagnostics_port)).send().await?;
+        Ok((response.status().as_u16(), response.text().await?))
+    }
+    /// Waits until it serves.
+    pub async fn ready(&mut self) -> Result<()> {
         let end = Instant::now() + Duration::from_secs(30);
         let url = format!("http://127.0.0.1:{}/ready", self.diagnostics_port);
         loop {
@@ -217,8 +230,17 @@ impl ControlPlane {
     }
     /// Starts it again on the same ports and data, after it ended.
     pub async fn restart(&mut self) -> Result<()> {
-        self.process = Self::spawn(&self.dir, &self.env, &self.args)?;
+        self.relaunch()?;
         self.ready().await
+    }
+    /// The same, without waiting.
+    pub fn relaunch(&mut self) -> Result<()> {
+        self.process = Self::spawn(&self.dir, &self.env, &self.args)?;
+        Ok(())
+    }
+    /// Its data directory.
+    pub fn data(&self) -> PathBuf {
+        self.dir.join("data")
     }
     /// Milliseconds from the commit of a revision until each connected proxy had acknowledged what it changed for it.
     pub async fn propagation(&self, revision: u64) -> Result<Value> {
@@ -281,8 +303,15 @@ impl Api {
     }
     /// One request; `body` is sent as JSON.
     pub async fn request(&self, method: &str, path: &str, body: Option<&Value>) -> Result<ApiAnswer> {
+        self.request_with(method, path, body, &[]).await
+    }
+    /// The same with headers.
+    pub async fn request_with(&self, method: &str, path: &str, body: Option<&Value>, headers: &[(&str, &str)]) -> Result<ApiAnswer> {
         let method: reqwest::Method = method.parse()?;
         let mut request = self.http.request(method, format!("http://127.0.0.1:{}{path}", self.port));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
         if let Some(body) = body {
             request = request.json(body);
         }

@@ -17,7 +17,8 @@ fn command(data: &Path, ports: [u16; 3]) -> Command {
         .env("KUMA_API_SERVER_HTTP_PORT", ports[0].to_string())
         .env("KUMA_API_SERVER_HTTPS_ENABLED", "false")
         .env("KUMA_DP_SERVER_PORT", ports[1].to_string())
-        .env("KUMA_DIAGNOSTICS_SERVER_PORT", ports[2].to_string());
+        .env("KUMA_DIAGNOSTICS_SERVER_PORT", ports[2].to_string())
+        .env("IKADA_RAFT_LISTEN", format!("127.0.0.1:{}", free_port().unwrap()));
     c
 }
 
