@@ -7,7 +7,7 @@ use crate::{
     record::{self, RecordError, WorldBuilder},
     types::{LogId, Membership, log_id},
 };
-use ikada_model::Key;
+use ikada_model::{Key, Resource};
 use ikada_store::{Identity, Keyring, SledState, StateBatch, StateImage, StateMark, StateStore, StoreError};
 use ikada_world::{
     ChangeSet, Command, CommandId, REMEMBERED_OUTCOMES, World,
@@ -15,7 +15,7 @@ use ikada_world::{
 };
 use parking_lot::Mutex;
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -24,6 +24,9 @@ use tokio::sync::{Notify, watch};
 
 /// How long changes are collected before they are written. There is no timer while nothing changes.
 const COLLECT: Duration = Duration::from_millis(250);
+/// Writing takes at most one part in so many of the time: under load it is the replication that needs the processor, and what changed
+/// twice meanwhile is written once.
+const SHARE: u32 = 20;
 /// sled never gives space back by itself: above both, it is written anew.
 const BLOAT_FACTOR: u64 = 8;
 const BLOAT_BYTES: u64 = 256 << 20;
@@ -40,8 +43,8 @@ struct Dirty {
     /// Everything must be written: the cache is empty or too large.
     all: bool,
     /// (status state, key) to the record, `None` when it is gone.
-    resources: HashMap<(bool, Key), Option<ResourceRecordV1>>,
-    outcomes: HashMap<CommandId, OutcomeRecordV1>,
+    resources: HashMap<(bool, Key), Option<Arc<Resource>>>,
+    outcomes: HashSet<CommandId>,
     at: Option<(Arc<World>, LogId, Membership)>,
 }
 
@@ -82,14 +85,26 @@ impl Pending {
         for (is_status, list) in [(false, &changes.policy), (true, &changes.status)] {
             for change in list {
                 let Some(key) = change.key() else { continue };
-                let record = change.after.as_ref().map(|r| ResourceRecordV1::new(is_status, r));
-                dirty.resources.insert((is_status, key.clone()), record);
+                dirty.resources.insert((is_status, key.clone()), change.after.clone());
             }
         }
-        if let Some(outcome) = command.and_then(|c| world.outcome_record(&c.id)) {
-            dirty.outcomes.insert(outcome.id, outcome);
+        if let Some(command) = command {
+            dirty.outcomes.insert(command.id);
         }
-        dirty.at = Some((world.clone(), at, membership.clone()));
+        if dirty.outcomes.len() > REMEMBERED_OUTCOMES {
+            // Most of what the cache has is gone by now.
+            *dirty = Dirty { all: true, ..Dirty::default() };
+        }
+        match &mut dirty.at {
+            Some((of, index, members)) => {
+                (*of, *index) = (world.clone(), at);
+                // It seldom changes, and is not small.
+                if members.log_id() != membership.log_id() {
+                    *members = membership.clone();
+                }
+            }
+            None => dirty.at = Some((world.clone(), at, membership.clone())),
+        }
         self.changed.notify_one();
     }
 
@@ -144,6 +159,7 @@ impl CacheWriter {
     pub(crate) async fn run(mut self, mut closing: watch::Receiver<bool>, guard: impl Send) {
         let pending = self.pending.clone();
         let mut last = false;
+        let mut collect = COLLECT;
         while !last {
             tokio::select! {
                 () = pending.changed.notified() => {}
@@ -151,10 +167,11 @@ impl CacheWriter {
             }
             if !last {
                 tokio::select! {
-                    () = tokio::time::sleep(COLLECT) => {}
+                    () = tokio::time::sleep(collect) => {}
                     _ = closing.wait_for(|c| *c) => last = true,
                 }
             }
+            let begun = tokio::time::Instant::now();
             let flush = tokio::task::spawn_blocking(move || {
                 let done = self.flush();
                 if last {
@@ -165,6 +182,7 @@ impl CacheWriter {
             });
             let Ok((writer, done)) = flush.await else { break };
             self = writer;
+            collect = begun.elapsed().saturating_mul(SHARE).max(COLLECT);
             if let Err(e) = done {
                 tracing::warn!("the state cache is not used any more, the next start reads snapshot and log: {e}");
                 break;
@@ -195,8 +213,11 @@ impl CacheWriter {
                 world.outcome_records(),
             );
         }
-        let resources = dirty.resources.into_iter().map(|((is_status, key), r)| (is_status, resource_key(is_status, &key), r));
-        self.write(&world, at, &membership, resources, dirty.outcomes.into_values())
+        let resources = dirty.resources.into_iter().map(|((is_status, key), r)| {
+            (is_status, resource_key(is_status, &key), r.map(|r| ResourceRecordV1::new(is_status, &r)))
+        });
+        let outcomes = dirty.outcomes.iter().filter_map(|id| world.outcome_record(id));
+        self.write(&world, at, &membership, resources, outcomes)
     }
 
     fn write(

@@ -33,8 +33,6 @@ use tokio::{
 const START_DEADLINE: Duration = Duration::from_secs(60);
 /// A connection to a peer is made within so many heartbeats.
 const CONNECT_HEARTBEATS: u32 = 5;
-/// Round trips are measured once in so many heartbeats.
-const PING_HEARTBEATS: u32 = 10;
 /// Most time that a shutdown waits for the disk.
 const SYNC_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -184,7 +182,6 @@ impl RaftStore {
         self.watch_raft();
         self.watch_leader(settings.heartbeat);
         self.watch_readiness(settings.heartbeat);
-        self.watch_round_trips(settings.heartbeat * PING_HEARTBEATS);
         if !alone {
             return Ok(());
         }
@@ -287,31 +284,6 @@ impl RaftStore {
         self.clock.now()
     }
 
-    /// Measures the round trips to the other members, which also keeps the connections for commands open.
-    fn watch_round_trips(&self, every: Duration) {
-        let (server, peers, timings) = (self.raft.server_metrics(), self.peers.clone(), self.timings.clone());
-        let (me, limit, mut closing) = (self.identity.node, self.lease, self.closing.subscribe());
-        tokio::spawn(async move {
-            loop {
-                tokio::select! {
-                    () = tokio::time::sleep(every) => {}
-                    _ = closing.wait_for(|closing| *closing) => return,
-                }
-                let members = server.borrow_watched().membership_config.clone();
-                let others = members.nodes().map(|(id, _)| *id).filter(|id| *id != me);
-                futures::future::join_all(others.map(|id| {
-                    let (peers, timings) = (&peers, &timings);
-                    async move {
-                        if let Ok(took) = peers.ping(id, limit).await {
-                            timings.round_trip(id, took);
-                        }
-                    }
-                }))
-                .await;
-            }
-        });
-    }
-
     /// Random id of the cluster, made once when it is created.
     pub fn cluster_id(&self) -> ClusterId {
         self.identity.cluster
@@ -356,8 +328,17 @@ impl RaftStore {
         self.fatal.subscribe()
     }
 
-    /// Stops accepting writes, makes what was accepted durable and releases the data directory. A second call does nothing.
+    /// Hands the lead over if it has it, stops accepting writes, makes what was accepted durable and releases the data directory. A second
+    /// call does nothing.
     pub async fn shutdown(&self) -> Result<(), Fatal> {
+        // The others need not wait for a lease to run out.
+        if self.leads() && !*self.closing.borrow() {
+            match tokio::time::timeout(self.lease, self.transfer_leader(None)).await {
+                Ok(Ok(to)) => tracing::info!("node {to} leads now"),
+                Ok(Err(e)) => tracing::debug!("stopping as the leader: {e}"),
+                Err(_) => tracing::debug!("stopping as the leader: nobody took over in time"),
+            }
+        }
         self.closing.send_replace(true);
         self.leads.send_replace(false);
         let log = self.log.lock().take();
