@@ -114,11 +114,49 @@ impl Cluster {
             }
             self.start(host)?;
         }
+        self.whole()
+    }
+    /// Id of the member on a host, as another one says.
+    fn member(&self, host: usize, asked: usize) -> Result<Option<u64>> {
+        let answer = self.ask(asked, &Ask::get("/cluster"))?;
+        let status: Value = serde_json::from_slice(&answer.body).context("GET /cluster")?;
+        let members = status.get("members").and_then(Value::as_array).with_context(|| format!("GET /cluster: {}", answer.error()))?;
+        let found = members.iter().find(|m| m.get("name").and_then(Value::as_str) == Some(&net::name(host)));
+        Ok(found.and_then(|m| m.get("id")).and_then(Value::as_u64))
+    }
+    /// Removes a node, empties its disk, and lets it join anew. Says what came of it; where it could not be removed it stays as it is.
+    fn replace(&mut self, host: usize) -> Result<String> {
+        let other = (host + 1) % self.nodes.len();
+        let id = match self.member(host, other) {
+            Ok(Some(id)) => id,
+            Ok(None) => return Ok("it is no member".into()),
+            Err(e) => return Ok(format!("not removed: {e:#}")),
+        };
+        // Two voters are left, an even number: that takes force.
+        let remove = Ask::send(Method::POST, format!("/cluster/members/{id}:remove"), &json!({"force": true}));
+        let answer = self.ask(other, &remove);
+        // Whatever was answered, what counts is whether it is a member: one that is must not lose its disk.
+        if self.member(host, other).ok() != Some(None) {
+            let why = answer.map_or_else(|e| format!("{e:#}"), |a| a.error());
+            return Ok(format!("not removed: {why}"));
+        }
+        self.nodes[host].kill();
+        self.nodes[host].disk.wipe()?;
+        let token = Ask::send(Method::POST, "/cluster/join-tokens", &json!({"validFor": "1h"}));
+        let answer = self.until(other, READY, &token, |a| a.status.is_success())?;
+        let answer: Value = serde_json::from_slice(&answer.body).context("the answer to a join token")?;
+        let token = answer.get("token").and_then(Value::as_str).context("no token in the answer")?.to_owned();
+        self.nodes[host].join = Some(Join { address: format!("{}:5690", net::address(other)), token });
+        self.start(host)?;
+        Ok(format!("member {id} is gone"))
+    }
+    /// Waits until every node says that all nodes vote.
+    fn whole(&mut self) -> Result<()> {
         let voters = self.nodes.len();
         let all_vote = move |a: &Answer| {
             let status: Value = serde_json::from_slice(&a.body).unwrap_or_default();
             let members = status.get("members").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-            members.iter().filter(|m| m.get("voter") == Some(&Value::Bool(true))).count() == voters
+            members.len() == voters && members.iter().all(|m| m.get("voter") == Some(&Value::Bool(true)))
         };
         for host in 0..voters {
             self.until(host, READY, &Ask::get("/cluster"), all_vote).context("the nodes do not all become voters")?;
@@ -157,7 +195,7 @@ impl Cluster {
         let n = self.nodes.len();
         let hosts = match fault {
             Fault::Kill(t) | Fault::Pause(t) | Fault::Isolate(t) | Fault::Deaf(t) | Fault::Mute(t) | Fault::PowerLoss(t) => self.hosts(t),
-            Fault::FullDisk(t) | Fault::Clock(t, _) => self.hosts(t),
+            Fault::FullDisk(t) | Fault::Clock(t, _) | Fault::Replace(t) => self.hosts(t),
             Fault::Halves(h) | Fault::Bridge(h) => vec![h],
         };
         let names: Vec<String> = hosts.iter().map(|&h| net::name(h)).collect();
@@ -186,6 +224,10 @@ impl Cluster {
                 for &h in hosts.iter().filter(|h| !self.dark.contains(h)) {
                     self.nodes[h].disk.fill(0)?;
                 }
+            }
+            Fault::Replace(_) => {
+                let what = self.replace(hosts.first().copied().unwrap_or(0))?;
+                return Ok(format!("{fault} ({}): {what}", names.join(", ")));
             }
             Fault::Clock(_, s) => hosts.iter().try_for_each(|&h| self.nodes[h].set_clock(s))?,
         }
@@ -220,7 +262,7 @@ impl Cluster {
             }
         }
     }
-    /// Waits until a write is accepted on every node. Gives the time that it took.
+    /// Waits until a write is accepted on every node, and all are voters. Gives the time that the writes took.
     pub fn recover(&mut self) -> Result<Duration> {
         let begun = Instant::now();
         let mut starts = 0;
@@ -237,7 +279,11 @@ impl Cluster {
                 self.start(host)?;
             }
         }
-        Ok(begun.elapsed())
+        let took = begun.elapsed();
+        if self.nodes.len() > 1 {
+            self.whole()?;
+        }
+        Ok(took)
     }
     /// Lines of the logs that tell of a panic.
     pub fn panics(&self) -> Vec<String> {

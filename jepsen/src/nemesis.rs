@@ -50,6 +50,8 @@ pub enum Fault {
     FullDisk(Target),
     /// The wall clock is wrong by so many seconds.
     Clock(Target, i64),
+    /// It is removed from the cluster, its disk is emptied, and it joins anew, under another id.
+    Replace(Target),
 }
 
 impl fmt::Display for Fault {
@@ -65,6 +67,7 @@ impl fmt::Display for Fault {
             Fault::PowerLoss(t) => write!(f, "power loss of {t}"),
             Fault::FullDisk(t) => write!(f, "full disk of {t}"),
             Fault::Clock(t, s) => write!(f, "clock of {t} wrong by {s:+} s"),
+            Fault::Replace(t) => write!(f, "{t} removed, wiped and joined anew"),
         }
     }
 }
@@ -80,6 +83,7 @@ impl Fault {
             Fault::PowerLoss(_) => "power-loss",
             Fault::FullDisk(_) => "full-disk",
             Fault::Clock(..) => "clock",
+            Fault::Replace(_) => "replace",
         }
     }
 }
@@ -104,7 +108,7 @@ impl fmt::Display for Step {
 
 /// Kinds that come first in every plan, so that short runs have them.
 const FIRST: [&str; 4] = ["kill", "power-loss", "partition", "pause"];
-const LATER: [&str; 3] = ["one-way-partition", "full-disk", "clock"];
+const LATER: [&str; 4] = ["one-way-partition", "full-disk", "clock", "replace"];
 
 fn target(rng: &mut Rng, nodes: usize) -> Target {
     match rng.below(10) {
@@ -133,6 +137,7 @@ fn fault(kind: &str, rng: &mut Rng, nodes: usize) -> Fault {
         "one-way-partition" => Fault::Mute(single(rng, nodes)),
         "power-loss" => Fault::PowerLoss(target(rng, nodes)),
         "full-disk" => Fault::FullDisk(single(rng, nodes)),
+        "replace" => Fault::Replace(single(rng, nodes)),
         _ => {
             let seconds = [-3600, -60, -2, 2, 60, 3600][rng.index(6)];
             Fault::Clock(single(rng, nodes), seconds)
@@ -145,6 +150,7 @@ pub fn plan(mut rng: Rng, nodes: usize, time: Duration, clocks: bool) -> Vec<Ste
     let possible = |kind: &&str| match *kind {
         "partition" | "one-way-partition" => nodes > 1,
         "clock" => clocks,
+        "replace" => nodes > 2,
         _ => true,
     };
     let mut steps = Vec::new();
@@ -171,8 +177,8 @@ pub fn plan(mut rng: Rng, nodes: usize, time: Duration, clocks: bool) -> Vec<Ste
         let Some(kind) = bag.pop() else { break };
         let mut faults = vec![fault(kind, &mut rng, nodes)];
         // Now and then two things break at once, in the first round never.
-        if rounds > 1 && rng.chance(25) {
-            let others: Vec<&str> = FIRST.into_iter().chain(LATER).filter(possible).filter(|k| *k != kind).collect();
+        if rounds > 1 && kind != "replace" && rng.chance(25) {
+            let others: Vec<&str> = FIRST.into_iter().chain(LATER).filter(possible).filter(|k| *k != kind && *k != "replace").collect();
             if let Some(other) = others.get(rng.index(others.len())) {
                 faults.push(fault(other, &mut rng, nodes));
             }
@@ -214,7 +220,7 @@ mod tests {
             all
         };
         for k in kinds(3, 300) {
-            assert_eq!(k, ["clock", "full-disk", "kill", "one-way-partition", "partition", "pause", "power-loss"]);
+            assert_eq!(k, ["clock", "full-disk", "kill", "one-way-partition", "partition", "pause", "power-loss", "replace"]);
         }
         for k in kinds(3, 35) {
             assert!(FIRST.iter().all(|f| k.contains(f)), "{k:?}");

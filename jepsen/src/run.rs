@@ -157,7 +157,11 @@ pub fn run(options: &Options) -> Result<Report> {
         rows.push(("formation".to_owned(), Verdict::Invalid(vec![format!("{e:#}")]), "the cluster never came up".to_owned()));
     } else {
         println!("{:6.1} s  {} node(s) serve", begun.elapsed().as_secs_f64(), options.nodes);
-        broken(&mut cluster, &shared, &runtime, &plan, &interrupted, &mut rows)?;
+        if let Err(e) = broken(&mut cluster, &shared, &runtime, &plan, &interrupted, &mut rows) {
+            rows.push(("runner".to_owned(), Verdict::Invalid(vec![format!("{e:#}")]), "the plan could not be carried out".to_owned()));
+        }
+        shared.stop.store(true, Ordering::Relaxed);
+        shared.watched.store(true, Ordering::Relaxed);
     }
     cluster.look_after();
     let mut findings = std::mem::take(&mut cluster.deaths);

@@ -12,6 +12,9 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
 };
 
+/// Size of a segment of the log, in bytes.
+const SEGMENT: &str = "4194304";
+
 /// How a node joins the cluster at its first start.
 #[derive(Clone, Debug)]
 pub struct Join {
@@ -81,7 +84,11 @@ impl Node {
         }
         c.env("KUMA_API_SERVER_HTTPS_ENABLED", "false")
             .env("IKADA_RAFT_NAME", &name)
-            .env("IKADA_RAFT_ADVERTISE", format!("{}:5690", net::address(self.host)));
+            .env("IKADA_RAFT_ADVERTISE", format!("{}:5690", net::address(self.host)))
+            // Small, so that runs of a minute have snapshots, followers that need one, and disks that end.
+            .env("IKADA_RAFT_SNAPSHOT_EVERY", "1000")
+            .env("IKADA_RAFT_KEEP_ENTRIES", "200")
+            .env("IKADA_RAFT_SEGMENT_BYTES", SEGMENT);
         if self.fake_clock {
             c.env("FAKETIME_TIMESTAMP_FILE", &self.clock).env("FAKETIME_NO_CACHE", "1").env("DONT_FAKE_MONOTONIC", "1");
         }
