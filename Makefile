@@ -47,7 +47,7 @@ conformance: setup build ## Run the conformance corpus and print the counts per 
 	@$(VENV)/bin/python tests/conformance.py $(ARGS)
 
 TIME ?= 300
-NODES ?= 1
+NODES ?= 3
 .PHONY: chaos
 chaos: ## Break real nodes for TIME=300 seconds and judge what clients saw; SEED= and NODES= repeat a plan. Needs root.
 	cargo build -p ikada-cp -p ikada-jepsen --locked

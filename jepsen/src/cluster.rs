@@ -222,7 +222,7 @@ impl Cluster {
             Fault::Pause(_) => hosts.iter().try_for_each(|&h| self.nodes[h].signal(Signal::SIGSTOP))?,
             Fault::FullDisk(_) => {
                 for &h in hosts.iter().filter(|h| !self.dark.contains(h)) {
-                    self.nodes[h].disk.fill(0)?;
+                    self.nodes[h].disk.fill()?;
                 }
             }
             Fault::Replace(_) => {

@@ -4,6 +4,7 @@ use super::{run, sys};
 use anyhow::{Context, Result};
 use std::{
     fs,
+    io::{self, Write},
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
@@ -24,7 +25,8 @@ impl Disk {
         let disk = Disk { image: dir.join(format!("{name}.img")), mount: dir.join(name) };
         fs::File::create(&disk.image)?.set_len(SIZE)?;
         fs::create_dir_all(&disk.mount)?;
-        run("mkfs.ext4", ["-q".as_ref(), "-F".as_ref(), disk.image.as_os_str()])?;
+        // Nothing is set aside for root, which the nodes are: full is full.
+        run("mkfs.ext4", ["-q".as_ref(), "-F".as_ref(), "-m".as_ref(), "0".as_ref(), disk.image.as_os_str()])?;
         disk.mount()?;
         Ok(disk)
     }
@@ -62,18 +64,27 @@ impl Disk {
         let out = Command::new("losetup").arg("-j").arg(&self.image).output().context("losetup")?;
         Ok(!out.stdout.trim_ascii().is_empty())
     }
-    /// Takes all space that is left but `spare` bytes.
-    pub fn fill(&self, spare: u64) -> Result<()> {
+    /// Takes all space that is left.
+    pub fn fill(&self) -> Result<()> {
         let stat = nix::sys::statvfs::statvfs(&self.mount).context("statvfs")?;
         let free = stat.blocks_available().saturating_mul(stat.fragment_size());
-        let size = free.saturating_sub(spare).max(4096).to_string();
         let file = self.mount.join("balloon");
-        run("fallocate", ["-l".as_ref(), size.as_ref(), file.as_os_str()])
+        // Nearly all of it at once, and the rest, which the file system divides up as it likes, until it says that there is no more.
+        let size = free.saturating_sub(4 << 20).max(4096).to_string();
+        run("fallocate", ["-l".as_ref(), size.as_ref(), file.as_os_str()])?;
+        let mut rest = fs::File::options().append(true).open(&file)?;
+        loop {
+            match rest.write_all(&[0; 4096]) {
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::StorageFull => return Ok(()),
+                Err(e) => return Err(e).context("balloon"),
+            }
+        }
     }
     /// Gives the space back.
     pub fn unfill(&self) -> Result<()> {
         match fs::remove_file(self.mount.join("balloon")) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).context("balloon"),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).context("balloon"),
             _ => Ok(()),
         }
     }

@@ -13,7 +13,7 @@ use std::{
 };
 
 /// Size of a segment of the log, in bytes.
-const SEGMENT: &str = "4194304";
+const SEGMENT: &str = "131072";
 
 /// How a node joins the cluster at its first start.
 #[derive(Clone, Debug)]
