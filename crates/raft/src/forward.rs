@@ -20,7 +20,7 @@ use openraft::{
     raft::{ClientWriteResponse, WriteResult},
 };
 use parking_lot::Mutex;
-use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::sync::oneshot;
 
 /// Most commands of one message.
@@ -327,10 +327,8 @@ fn done_many(result: WriteResult<TypeConfig>) -> Written {
 }
 
 /// Waits for another leader; for ever when nobody tells any more.
-pub(crate) fn changed(leader: &mut tokio::sync::watch::Receiver<Option<u64>>) -> impl Future<Output = ()> {
-    async {
-        if leader.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
+pub(crate) async fn changed(leader: &mut tokio::sync::watch::Receiver<Option<u64>>) {
+    if leader.changed().await.is_err() {
+        std::future::pending::<()>().await;
     }
 }

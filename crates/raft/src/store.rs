@@ -14,7 +14,7 @@ use crate::{
     reads::Reads,
     seam::{Clock, Randomness, uuid_v4},
     settings::Settings,
-    timings::Recorder,
+    timings::{self, Recorder},
     types::{NodeRecord, TypeConfig},
 };
 use async_trait::async_trait;
@@ -126,6 +126,7 @@ impl RaftStore {
         };
         let raft: RaftNode = Raft::new(identity.node, Arc::new(config), network, log.clone(), machine).await.map_err(|e| start(&e))?;
         let leader = watch::channel(None).0;
+        tokio::spawn(timings::measure(timings.clone(), raft.clone(), peers.clone(), closing.subscribe()));
         let store = Arc::new(RaftStore {
             members: Members::start(&raft, &closing),
             timings,

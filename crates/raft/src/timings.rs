@@ -1,8 +1,10 @@
 //! How long syncs of the log and round trips to peers take: histograms of fixed size over the last minutes.
 
+use crate::{peer::client::Peers, store::RaftNode};
+use openraft::async_runtime::watch::WatchReceiver;
 use parking_lot::Mutex;
-use std::{collections::BTreeMap, time::Duration};
-use tokio::time::Instant;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::{sync::watch, time::Instant};
 
 /// Buckets per power of two: a percentile is at most 1/8 above the truth.
 const PER_OCTAVE: u64 = 8;
@@ -12,6 +14,10 @@ const BUCKETS: usize = 256;
 const WINDOW: Duration = Duration::from_secs(300);
 /// Most peers with figures; far above any cluster.
 const MAX_PEERS: usize = 64;
+/// How often the round trips to all peers are measured.
+const MEASURE_EVERY: Duration = Duration::from_secs(1);
+/// A peer that has not answered by then is not measured: it is away, not far.
+const MEASURE_LIMIT: Duration = Duration::from_secs(3);
 
 /// Distribution of a duration over the last five to ten minutes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -155,6 +161,31 @@ impl Recorder {
         let mut peers = self.peers.lock();
         peers.retain(|id, _| members.contains(id));
         Timings { fsync: self.fsync.lock().percentiles(), peers: peers.iter_mut().map(|(id, h)| (*id, h.percentiles())).collect() }
+    }
+}
+
+/// Measures the round trips to all members until `closing` turns true or is gone.
+pub(crate) async fn measure(recorder: Arc<Recorder>, raft: RaftNode, peers: Arc<Peers>, mut closing: watch::Receiver<bool>) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(MEASURE_EVERY) => {}
+            _ = closing.wait_for(|c| *c) => return,
+        }
+        let me = peers.me().node;
+        let others: Vec<u64> = {
+            let metrics = raft.metrics();
+            let metrics = metrics.borrow_watched();
+            metrics.membership_config.nodes().map(|(id, _)| *id).filter(|id| *id != me).collect()
+        };
+        let ping = |node: u64| {
+            let (peers, recorder) = (&peers, &recorder);
+            async move {
+                if let Ok(Ok(took)) = tokio::time::timeout(MEASURE_LIMIT, peers.ping(node, MEASURE_LIMIT)).await {
+                    recorder.round_trip(node, took);
+                }
+            }
+        };
+        futures::future::join_all(others.into_iter().map(ping)).await;
     }
 }
 
