@@ -213,7 +213,7 @@ impl Node {
             if *ready.borrow_and_update() {
                 return Ok(());
             }
-            let why = cluster::reason(&self.store.status());
+            let why = cluster::reason(&self.store.status(), self.store.contact());
             if why != said && !said.is_empty() {
                 tracing::info!("not ready: {why}");
             }

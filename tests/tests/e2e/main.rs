@@ -1,5 +1,6 @@
 //! Real processes, real Envoys.
 
+mod cluster;
 mod health;
 mod hostile;
 mod lifecycle;

@@ -1,12 +1,13 @@
 //! Whether this node should be sent requests, and if not, why.
 
 use ikada_raft::{RaftStatus, RaftStore};
+use ikada_world::{Contact, Replicator};
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// How often alarms are looked for.
-const ALARMS: Duration = Duration::from_secs(2);
+/// How often alarms, and the contact with the leader, are looked at.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// What `/ready` says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,9 +26,17 @@ impl Readiness {
 }
 
 /// Why a store is not ready, as far as this node can tell.
-pub fn reason(s: &RaftStatus) -> String {
+pub fn reason(s: &RaftStatus, contact: Contact) -> String {
     let voters = s.members.iter().filter(|m| m.voter).count();
+    let silent = contact.since.filter(|_| !contact.is_recent());
     match s.leader {
+        // A leader that a majority does not answer, or one that is not heard any more.
+        Some(leader) if silent.is_some() => format!(
+            "no word from {} for {} s: {} of {voters} voters have to reach each other (`ikadactl cluster status` shows who does not answer)",
+            if leader == s.node { "a majority".to_owned() } else { format!("node {leader}, the leader,") },
+            silent.unwrap_or_default().as_secs(),
+            voters / 2 + 1
+        ),
         None if voters == 0 => "waiting to be taken into the cluster: the leader has to reach this node under raft.advertise".to_owned(),
         None => format!(
             "no leader: {} of {voters} voters have to reach each other (`ikadactl cluster status` shows who does not answer)",
@@ -44,17 +53,18 @@ pub async fn watch(store: Arc<RaftStore>, readiness: watch::Sender<Readiness>, g
     let mut ready = store.ready();
     let mut alarms: BTreeSet<String> = BTreeSet::new();
     let mut lost: Option<tokio::time::Instant> = None;
-    let mut look = tokio::time::interval(ALARMS);
+    let mut look = tokio::time::interval(LOOK);
     loop {
         let status = store.status();
         let now: BTreeSet<String> = status.alarms.iter().cloned().collect();
         now.difference(&alarms).for_each(|alarm| tracing::error!("alarm: {alarm}"));
         alarms.difference(&now).for_each(|alarm| tracing::info!("no longer: {alarm}"));
         alarms = now;
-        let serves = *ready.borrow_and_update();
+        let contact = store.contact();
+        let serves = *ready.borrow_and_update() && contact.is_recent();
         let since = if serves { None } else { Some(*lost.get_or_insert_with(tokio::time::Instant::now)) };
         lost = since;
-        let waits_for = since.filter(|since| since.elapsed() >= grace).map(|_| reason(&status));
+        let waits_for = since.filter(|since| since.elapsed() >= grace).map(|_| reason(&status, contact));
         let next = Readiness { waits_for, alarms: status.alarms };
         if !stop.is_cancelled() {
             readiness.send_if_modified(|r| {
@@ -69,7 +79,7 @@ pub async fn watch(store: Arc<RaftStore>, readiness: watch::Sender<Readiness>, g
                 changed
             });
         }
-        let wake = since.map_or(ALARMS, |since| grace.saturating_sub(since.elapsed()).clamp(Duration::from_millis(10), ALARMS));
+        let wake = since.map_or(LOOK, |since| grace.saturating_sub(since.elapsed()).clamp(Duration::from_millis(10), LOOK));
         tokio::select! {
             () = stop.cancelled() => return,
             changed = ready.changed() => if changed.is_err() { return },
@@ -110,11 +120,15 @@ mod tests {
 
     #[test]
     fn reasons() {
-        assert!(reason(&status(0, None, 0)).contains("raft.advertise"));
-        assert!(reason(&status(3, None, 10)).contains("2 of 3 voters"));
-        assert!(reason(&status(5, None, 10)).contains("3 of 5 voters"));
-        assert_eq!(reason(&status(3, Some(1), 4)), "catching up with node 1: entry 4 of 10");
-        assert!(reason(&status(3, Some(1), 10)).contains("node 1, the leader"));
+        let now = |s: RaftStatus| reason(&s, Contact::ALONE);
+        assert!(now(status(0, None, 0)).contains("raft.advertise"));
+        assert!(now(status(3, None, 10)).contains("2 of 3 voters"));
+        assert!(now(status(5, None, 10)).contains("3 of 5 voters"));
+        assert_eq!(now(status(3, Some(1), 4)), "catching up with node 1: entry 4 of 10");
+        assert_eq!(now(status(3, Some(1), 10)), "waiting for word from node 1, the leader");
+        let silent = Contact { leader: Some(1), since: Some(Duration::from_secs(7)), lease: Duration::from_secs(1) };
+        assert!(reason(&status(3, Some(1), 10), silent).starts_with("no word from node 1, the leader, for 7 s: 2 of 3 voters"));
+        assert!(reason(&status(3, Some(2), 10), silent).starts_with("no word from a majority for 7 s"));
     }
 
     #[tokio::test]
