@@ -58,6 +58,9 @@ struct RunArgs {
     /// A library that is loaded into the nodes before all others, to break them on purpose and see that it is noticed.
     #[arg(long, value_name = "FILE")]
     preload: Option<PathBuf>,
+    /// Clients take stale reads for linearizable ones, to see that it is noticed.
+    #[arg(long)]
+    stale_reads: bool,
     /// Where the machine does not allow it, say so and succeed; but fail where CI=true.
     #[arg(long)]
     skip_when_impossible: bool,
@@ -96,7 +99,7 @@ fn start(args: RunArgs) -> Result<ExitCode> {
     let out = std::fs::canonicalize(&args.out)?;
     let time = Duration::from_secs(args.time);
     let preload = args.preload.map(|p| std::fs::canonicalize(&p).with_context(|| p.display().to_string())).transpose()?;
-    let report = run::run(&Options { time, seed, nodes: usize::from(args.nodes), out, program, preload })?;
+    let report = run::run(&Options { time, seed, nodes: usize::from(args.nodes), out, program, preload, stale_reads: args.stale_reads })?;
     println!("\n{}", report.table());
     println!("history and logs: {}", report.dir.display());
     if report.interrupted {

@@ -46,6 +46,8 @@ pub struct Options {
     pub program: PathBuf,
     /// Library that is loaded into the nodes before all others.
     pub preload: Option<PathBuf>,
+    /// Clients take stale reads for linearizable ones.
+    pub stale_reads: bool,
 }
 
 /// Outcome of a run.
@@ -143,6 +145,7 @@ pub fn run(options: &Options) -> Result<Report> {
         stop: AtomicBool::new(false),
         watched: AtomicBool::new(false),
         rng: rng.fork(1),
+        stale_reads: options.stale_reads,
         odd: Mutex::new(Vec::new()),
     });
     let mut cluster = Cluster::new(net, &dir, options, shared.clone(), runtime.handle().clone())?;

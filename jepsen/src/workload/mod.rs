@@ -39,6 +39,8 @@ pub struct Shared {
     pub watched: AtomicBool,
     /// Randomness; clients fork it.
     pub rng: Rng,
+    /// Clients take stale reads for linearizable ones.
+    pub stale_reads: bool,
     /// Answers that no fault explains.
     pub odd: Mutex<Vec<String>>,
 }
@@ -93,6 +95,8 @@ impl<'a> Connections<'a> {
     }
     /// A read from the own node: its answer when it is 200 or 404.
     pub async fn read(&mut self, ask: &Ask) -> (Result<Answer, String>, Extra) {
+        let unlabelled = !ask.headers.iter().any(|(k, _)| *k == "ikada-read");
+        let ask = &if self.shared.stale_reads && unlabelled { ask.clone().with("ikada-read", "stale") } else { ask.clone() };
         match self.ask(self.own, ask).await {
             (Reply::Answer(a), extra) if matches!(a.status.as_u16(), 200 | 404) => (Ok(a), extra),
             (Reply::Answer(a), extra) => {
