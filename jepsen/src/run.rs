@@ -169,7 +169,8 @@ pub fn run(options: &Options) -> Result<Report> {
     cluster.look_after();
     let mut findings = std::mem::take(&mut cluster.deaths);
     findings.extend(cluster.panics());
-    rows.push(("nodes".to_owned(), Verdict::of(findings), format!("{} processes, their exits and panics", shared.boots.iter().map(|b| b.load(Ordering::Relaxed)).sum::<i64>())));
+    let starts: i64 = shared.boots.iter().map(|b| b.load(Ordering::Relaxed)).sum();
+    rows.push(("nodes".to_owned(), Verdict::of(findings), format!("{starts} processes, their exits and panics")));
     let odd = std::mem::take(&mut *shared.odd.lock().unwrap_or_else(PoisonError::into_inner));
     let [begun_ops, ok, fail, info] = shared.recorder.counts();
     rows.push(("answers".to_owned(), Verdict::of(odd), format!("{begun_ops} operations: {ok} ok, {fail} failed, {info} indeterminate")));

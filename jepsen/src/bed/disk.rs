@@ -69,6 +69,9 @@ impl Disk {
         let stat = nix::sys::statvfs::statvfs(&self.mount).context("statvfs")?;
         let free = stat.blocks_available().saturating_mul(stat.fragment_size());
         let file = self.mount.join("balloon");
+        if file.exists() {
+            return Ok(());
+        }
         // Nearly all of it at once, and the rest, which the file system divides up as it likes, until it says that there is no more.
         let size = free.saturating_sub(4 << 20).max(4096).to_string();
         run("fallocate", ["-l".as_ref(), size.as_ref(), file.as_os_str()])?;

@@ -12,8 +12,9 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
 };
 
-/// Size of a segment of the log, in bytes.
-const SEGMENT: &str = "131072";
+/// Small, so that runs of a minute have snapshots, followers that need one, and disks that end. The runner's own environment wins.
+const SMALL: [(&str, &str); 3] =
+    [("IKADA_RAFT_SNAPSHOT_EVERY", "1000"), ("IKADA_RAFT_KEEP_ENTRIES", "200"), ("IKADA_RAFT_SEGMENT_BYTES", "131072")];
 
 /// How a node joins the cluster at its first start.
 #[derive(Clone, Debug)]
@@ -84,11 +85,10 @@ impl Node {
         }
         c.env("KUMA_API_SERVER_HTTPS_ENABLED", "false")
             .env("IKADA_RAFT_NAME", &name)
-            .env("IKADA_RAFT_ADVERTISE", format!("{}:5690", net::address(self.host)))
-            // Small, so that runs of a minute have snapshots, followers that need one, and disks that end.
-            .env("IKADA_RAFT_SNAPSHOT_EVERY", "1000")
-            .env("IKADA_RAFT_KEEP_ENTRIES", "200")
-            .env("IKADA_RAFT_SEGMENT_BYTES", SEGMENT);
+            .env("IKADA_RAFT_ADVERTISE", format!("{}:5690", net::address(self.host)));
+        for (setting, value) in SMALL.iter().filter(|(setting, _)| std::env::var_os(setting).is_none()) {
+            c.env(setting, value);
+        }
         if self.fake_clock {
             c.env("FAKETIME_TIMESTAMP_FILE", &self.clock).env("FAKETIME_NO_CACHE", "1").env("DONT_FAKE_MONOTONIC", "1");
         }
