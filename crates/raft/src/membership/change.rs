@@ -220,8 +220,12 @@ impl RaftStore {
         }
     }
 
-    /// Writes a snapshot soon.
+    /// Writes a snapshot soon, unless nothing was applied yet.
     pub async fn trigger_snapshot(&self) -> Result<(), Fatal> {
+        // openraft would stop for want of something to write.
+        if self.metrics_now().last_applied.is_none() {
+            return Ok(());
+        }
         self.raft.trigger().snapshot().await.map_err(|e| Fatal(e.to_string()))
     }
 

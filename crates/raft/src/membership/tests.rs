@@ -33,6 +33,17 @@ async fn a_node_alone_says_what_it_is() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_that_has_nothing_yet_is_asked_for_a_snapshot_and_lives() {
+    let start = crate::Start::Join { cluster: ikada_store::ClusterId([1; 16]), node: 7 };
+    let options = Options { disk: Arc::new(ScriptedDisk::new(1)), simulated: true, start, ..Options::new("/data") };
+    let store = RaftStore::open(options).await.unwrap();
+    store.trigger_snapshot().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(*store.fatal().borrow(), None);
+    store.shutdown().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn ids_are_allocated_once() {
     let (_disk, store) = alone().await;
     let mut ids = BTreeSet::from([1]);
