@@ -243,7 +243,8 @@ mod tests {
             let error = operations(&parse(&lines.join("\n")).unwrap()).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         }
-        assert!(operations(&parse("{:process 0 :type :invoke :f :a :index 4} {:process 1 :type :invoke :f :a :index 4}").unwrap()).is_err());
+        let same_index = "{:process 0 :type :invoke :f :a :index 4} {:process 1 :type :invoke :f :a :index 4}";
+        assert!(operations(&parse(same_index).unwrap()).is_err());
         assert!(parse("{:process 0 :type :done :f :a}").is_err());
         assert!(parse("{:process 0 :type :ok}").is_err());
         assert!(parse("[1 2]").is_err());

@@ -14,7 +14,8 @@ use proptest::{prelude::*, strategy::ValueTree};
 fn brute(ops: &[Interval<Call>]) -> bool {
     let open: Vec<usize> = (0..ops.len()).filter(|&i| ops[i].end.is_none()).collect();
     (0..1u32 << open.len()).any(|choice| {
-        let chosen: Vec<usize> = (0..ops.len()).filter(|i| open.iter().position(|o| o == i).is_none_or(|bit| choice & (1 << bit) != 0)).collect();
+        let takes = |i: &usize| open.iter().position(|o| o == i).is_none_or(|bit| choice & (1 << bit) != 0);
+        let chosen: Vec<usize> = (0..ops.len()).filter(takes).collect();
         permutations(&chosen, &mut |order| {
             let before = |a: usize, b: usize| ops[a].end.is_some_and(|e| e < ops[b].start);
             let in_time = (0..order.len()).all(|i| (i + 1..order.len()).all(|j| !before(order[j], order[i])));

@@ -1,6 +1,7 @@
 //! Hosts on one machine: a network namespace and a file system of its own for each node.
 //!
-//! Everything hangs on one process: the runner is the first process of its own PID and mount namespaces. However it ends, the kernel then kills
+//! Everything hangs on one process: the runner is the first process of its own PID and mount namespaces. However it ends, the kernel then
+//! kills
 //! the nodes, and with the mount namespace go the mounts, loop devices and network namespaces. There is nothing to clean up after a crash.
 
 pub mod disk;
@@ -97,7 +98,8 @@ pub fn enter() -> Result<()> {
     std::process::exit(status.code().unwrap_or(137));
 }
 
-/// The process outside waits for the one inside. ^C reaches both, and the one inside ends by it; SIGTERM is passed on; and when this process is
+/// The process outside waits for the one inside. ^C reaches both, and the one inside ends by it; SIGTERM is passed on; and when this
+/// process is
 /// killed, so is everything.
 async fn outside() -> Result<ExitStatus> {
     let mut term = signal(SignalKind::terminate())?;

@@ -1,4 +1,5 @@
-//! Hosts `n1`, `n2`, … and a switch `sw`, all in network namespaces. Cuts are made at the switch, so that the hosts notice nothing but silence.
+//! Hosts `n1`, `n2`, … and a switch `sw`, all in network namespaces. Cuts are made at the switch, so that the hosts notice nothing but
+//! silence.
 
 use super::{run, sys::NetNs};
 use anyhow::{Context, Result, bail};

@@ -1,7 +1,8 @@
 //! Linearizability after Wing, Gong and Lowe: is there an order of the operations that respects real time and that the model allows?
 //!
 //! The search takes operations one after another that may come first, and goes back when the end of one is reached that was not taken. A
-//! configuration (set of taken operations, state) that was seen before is not searched again ("Testing for Linearizability", G. Lowe, 2017).
+//! configuration (set of taken operations, state) that was seen before is not searched again ("Testing for Linearizability", G. Lowe,
+//! 2017).
 
 use std::{
     collections::HashSet,
@@ -35,7 +36,8 @@ pub struct Interval<C> {
 pub enum Search {
     /// There is an order.
     Linearizable,
-    /// There is none. At best `placed` operations have a place; then none of the orders found lets `stuck` (position in the input) answer as it did.
+    /// There is none. At best `placed` operations have a place; then none of the orders found lets `stuck` (position in the input) answer
+    /// as it did.
     Impossible {
         /// Operations with a place in the longest order found.
         placed: usize,

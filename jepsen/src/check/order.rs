@@ -1,6 +1,7 @@
 //! What revisions promise, over all keys and nodes: the order that the log claims is the order that clients saw.
 //!
-//! Ends of operations carry `:revision` (of a write: the index of its log entry; of a read: the state that it was read from), reads of one key
+//! Ends of operations carry `:revision` (of a write: the index of its log entry; of a read: the state that it was read from), reads of one
+//! key
 //! also `:version` (the index of the entry that wrote the value), both also `:node` and `:boot` (which start of that node answered).
 //!
 //! - A write has an index of its own, above everything that was answered before it began: also above what linearizable reads showed.
@@ -117,7 +118,8 @@ pub fn check<'a>(ops: impl IntoIterator<Item = &'a Op>) -> (Verdict, Summary) {
                 findings.push(format!("{op} shows revision {revision}, but {} was answered before with {}", floor.1, floor.0));
             }
             What::Weak if *revision < node_floor.0 => {
-                findings.push(format!("{op} shows revision {revision} on a node that before answered {} for {}", node_floor.0, node_floor.1));
+                let Floor(before, by) = &node_floor;
+                findings.push(format!("{op} shows revision {revision} on a node that before answered {before} for {by}"));
             }
             _ => {}
         }

@@ -77,9 +77,11 @@ pub fn call(op: &Op) -> Result<Call> {
     })
 }
 
-/// Operations of one register as a linearizability search takes them. Failed operations and reads without answer say nothing. An indeterminate
+/// Operations of one register as a linearizability search takes them. Failed operations and reads without answer say nothing. An
+/// indeterminate
 /// write whose value nobody saw is left out: it may never have happened, and where it did, an order without it is as good, since between it
-/// and the next write of the order there is nothing that looked. One whose value somebody saw took effect before that answer, if nothing else
+/// and the next write of the order there is nothing that looked. One whose value somebody saw took effect before that answer, if nothing
+/// else
 /// wrote this value: that is its end.
 pub fn intervals(ops: &[&Op]) -> Result<Vec<(usize, Interval<Call>)>> {
     let mut all = Vec::new();

@@ -1,9 +1,12 @@
 //! Watches: who follows the changes misses nothing, or is told to read anew.
 //!
-//! One operation `:watch` is one connection of a watcher: it began with the state of revision `:from`, and its end, also an indeterminate one
-//! when the connection broke, has the value `{:from R, :events [[revision name value] …], :to R, :resync bool}`: every change that came, `value` nil
+//! One operation `:watch` is one connection of a watcher: it began with the state of revision `:from`, and its end, also an indeterminate
+//! one
+//! when the connection broke, has the value `{:from R, :events [[revision name value] …], :to R, :resync bool}`: every change that came,
+//! `value` nil
 //! for a deletion. With `:resync true` the server said that it cannot continue from `:from`, and the watcher started over from a list.
-//! `:watch-list` is such a list: `{:revision R, :items [[name value] …]}`. A `:watch-last` is a list that was made when nobody wrote any more and
+//! `:watch-list` is such a list: `{:revision R, :items [[name value] …]}`. A `:watch-last` is a list that was made when nobody wrote any
+//! more and
 //! the watchers had time to come to it.
 //!
 //! - Revisions of events rise, and lie above `:from`.
@@ -107,7 +110,8 @@ fn list(view: &mut View, op: &Op, value: &Edn, watcher: i64, findings: &mut Vec<
         let differ: Vec<_> = state.keys().chain(view.state.keys()).filter(|n| state.get(*n) != view.state.get(*n)).collect();
         let name = differ.first().map_or("", |n| n.as_str());
         findings.push(format!(
-            "watcher {watcher} at revision {:?}, list of {at}: {} resources differ from the list, e.g. {name}: {:?} by events, {:?} in the list",
+            "watcher {watcher} at revision {:?}, list of {at}: {} resources differ from the list, e.g. {name}: {:?} by events, \
+             {:?} in the list",
             view.at,
             differ.len(),
             view.state.get(name),

@@ -1,6 +1,7 @@
 //! Registers: reads, writes and compare-and-sets of single resources.
 //!
-//! A compare-and-set is a PUT with `If-Match` and the ETag under which the client has read the value (`If-None-Match: *` where it has read that
+//! A compare-and-set is a PUT with `If-Match` and the ETag under which the client has read the value (`If-None-Match: *` where it has read
+//! that
 //! there is none). Values are never used twice, so the ETag stands for the value.
 
 use super::{Connections, Shared, number_of, path, put};
@@ -69,7 +70,12 @@ pub async fn client(shared: &Shared, group: &Group, own: usize, mut rng: Rng) {
         let roll = if fresh && rng.chance(70) { 99 } else { rng.below(100) };
         fresh = false;
         let worked = match roll {
-            0..40 => read(&mut connections, &mut actor, "read", key).await.map(|s| known = Some((key, s))).inspect(|()| fresh = true).is_some(),
+            0..40 => {
+                let seen = read(&mut connections, &mut actor, "read", key).await;
+                fresh = seen.is_some();
+                known = seen.map(|s| (key, s)).or(known);
+                fresh
+            }
             40..46 => read(&mut connections, &mut actor, "read-local", key).await.is_some(),
             46..52 => read(&mut connections, &mut actor, "read-stale", key).await.is_some(),
             roll => {
@@ -99,7 +105,8 @@ async fn read(connections: &mut Connections<'_>, actor: &mut Actor<'_>, f: &str,
     let known = match answer {
         Ok(a) if a.status.is_success() => {
             let body = serde_json::from_slice(&a.body).unwrap_or_default();
-            number_of(&body).zip(a.number("etag")).map(|(v, version)| (Some(v), version)).ok_or("an answer without number or ETag".to_owned())
+            let found = number_of(&body).zip(a.number("etag"));
+            found.map(|(v, version)| (Some(v), version)).ok_or("an answer without number or ETag".to_owned())
         }
         Ok(_) => Ok((None, 0)),
         Err(e) => Err(e),

@@ -73,7 +73,8 @@ pub fn is_element(resource: &Value) -> bool {
     resource.get("name").and_then(Value::as_str).is_some_and(|n| n.starts_with("s-") || n.starts_with("r-"))
 }
 
-/// All numbered resources of a mesh from the own node, page by page. What is there before the first page is asked for is in one of them: what
+/// All numbered resources of a mesh from the own node, page by page. What is there before the first page is asked for is in one of them:
+/// what
 /// is added while pages are read only moves others to later pages.
 pub async fn list(connections: &mut Connections<'_>, level: Option<&str>, mesh: &str) -> Result<Vec<Value>, String> {
     list_at(connections, level, mesh).await.map(|(items, _)| items)
