@@ -160,6 +160,8 @@ impl Forwarder {
     fn take(&self, leader: u64) -> Option<Vec<Waiting>> {
         let mut queues = self.queues.lock();
         let queue = queues.get_mut(&leader)?;
+        // Who gave up has asked another leader, or was told that the outcome is unknown: it must not happen later for nobody.
+        queue.waiting.retain(|w| !w.answer.is_closed());
         let mut size = 0;
         let count = queue
             .waiting
@@ -330,5 +332,29 @@ fn done_many(result: WriteResult<TypeConfig>) -> Written {
 pub(crate) async fn changed(leader: &mut tokio::sync::watch::Receiver<Option<u64>>) {
     if leader.changed().await.is_err() {
         std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::NoNet;
+    use ikada_store::{ClusterId, Identity};
+
+    #[tokio::test]
+    async fn who_gave_up_is_not_sent() {
+        let peers = Peers::new(Arc::new(NoNet), Identity { cluster: ClusterId([1; 16]), node: 1 }, Duration::from_secs(1));
+        let forwarder = Forwarder::new(peers, Duration::from_secs(1));
+        let (mut waiting, mut results) = (Vec::new(), Vec::new());
+        for n in 0..3u8 {
+            let (answer, result) = oneshot::channel();
+            waiting.push(Waiting { command: Bytes::from(vec![n]), answer });
+            results.push(result);
+        }
+        forwarder.queues.lock().insert(2, Queue { waiting, under_way: 1 });
+        drop(results.remove(1));
+        let sent: Vec<u8> = forwarder.take(2).unwrap().iter().map(|w| w.command[0]).collect();
+        assert_eq!(sent, [0, 2]);
+        assert!(forwarder.take(2).is_none() && forwarder.queues.lock().is_empty());
     }
 }

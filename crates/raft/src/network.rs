@@ -320,6 +320,8 @@ impl RaftNetworkV2<TypeConfig> for Peer {
             last_log: snapshot.meta.last_log_id.as_ref().map(convert::to_log_id),
             meta: stored.meta.into(),
         };
+        // openraft comes again and again for a node that is away: no file is opened for it, and no line logged.
+        self.peers.client(self.node, Lane::Snapshot).await.map_err(|e| self.error(e, RPCTypes::InstallSnapshot))?;
         // It may have been replaced by a newer one; openraft comes again with that.
         let reader = self.snapshots.read(stored.mark).map_err(|e| network(&e))?;
         let failed = Arc::new(Mutex::new(None));

@@ -66,6 +66,12 @@ pub(crate) fn open_dir(options: &Options, settings: &Settings) -> Result<Opened,
         (None, Some(newest)) => read_snapshot(&snapshots, newest).map_err(|e| as_store_error(e, &dir.snapshots()))?,
         (None, None) => Position { world: Arc::new(World::empty()), last: None, membership: Membership::default() },
     };
+    if let Some(at) = position.last.as_ref().map(mark)
+        && contradicts(&log, at, &dir.log())?
+    {
+        log.purge_to(at)?;
+        log.sync()?;
+    }
     let state = log.state();
     if let Some(purged) = state.purged
         && position.last.as_ref().is_none_or(|l| l.index < purged.index)
@@ -76,6 +82,17 @@ pub(crate) fn open_dir(options: &Options, settings: &Settings) -> Result<Opened,
     }
     encryption::reseal(&dir, &log, &snapshots)?;
     Ok(Opened { dir, log: Arc::new(log), snapshots: Arc::new(snapshots), position, cache, refill })
+}
+
+/// Whether the log has another entry where a snapshot ends. Such entries were never committed: the node stopped after it had received the
+/// snapshot and before they went. What is known to be committed is the same everywhere: there it is damage.
+pub(crate) fn contradicts(log: &FileLog, at: Mark, path: &Path) -> Result<bool, StoreError> {
+    let Some(entry) = log.mark_at(at.index).filter(|entry| *entry != at) else { return Ok(false) };
+    if log.state().committed.is_some_and(|committed| committed.index >= at.index) {
+        return Err(StoreError::damaged(path, 0, format!("entry {entry} was committed, the newest snapshot has {at} in its place")));
+    }
+    tracing::warn!("{}: entries from {entry} on were never committed, the snapshot at {at} takes their place", path.display());
+    Ok(true)
 }
 
 /// A log that is gone while what was made from it is there was removed by somebody: with a new one every acknowledged write would be
@@ -136,9 +153,19 @@ fn fits(log: &dyn LogStore, newest: Option<Mark>, position: &Position) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::RaftStore;
-    use ikada_model::{Json, Key, Kind, Labels};
-    use ikada_world::{Command, Op, Put, Replicator};
+    use crate::{
+        archive,
+        machine::write_snapshot,
+        membership::Configuration,
+        record,
+        store::RaftStore,
+        types::{Entry, NodeRecord, log_id},
+    };
+    use ikada_model::{Json, Key, Kind, Labels, Timestamp};
+    use ikada_store::HardState;
+    use ikada_world::{Command, EntryMeta, Op, Put, Replicator};
+    use openraft::EntryPayload;
+    use std::collections::BTreeMap;
 
     async fn fill(options: &Options, from: u64, to: u64) {
         let store = RaftStore::open(options.clone()).await.unwrap();
@@ -212,5 +239,64 @@ mod tests {
             drop(store);
             assert!(found(&options) == (true, truth.clone()), "foreign {foreign}: it was rebuilt");
         }
+    }
+
+    /// A node that stopped between the arrival of a snapshot of term 2 at entry 20 and the end of the entries of term 1 it contradicts.
+    fn overtaken(options: &Options, committed: Option<u64>) {
+        let put = |name: &str| {
+            let put = Put::new(Key::new(Kind::MeshTimeout, "default", name), Labels::new(), Json::default());
+            let mut id = [0; 16];
+            id.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
+            Command { id, ops: vec![Op::Put(put)] }
+        };
+        let owner = Identity { cluster: ClusterId([7; 16]), node: FIRST_NODE };
+        let dir = DataDir::open(options.disk.clone(), &options.data_dir, None, || owner).unwrap();
+        let nodes = BTreeMap::from([(FIRST_NODE, NodeRecord::default())]);
+        let members = Configuration::new(vec![BTreeSet::from([FIRST_NODE])], nodes).unwrap();
+        let first = log_id(Mark { index: 0, term: 1 });
+        let entry = |index: u64, payload| record::log_record(&Entry { log_id: log_id(Mark { index, term: 1 }), payload }).unwrap();
+        let mut entries = vec![entry(0, EntryPayload::Membership(members.clone()))];
+        for n in 1..=30 {
+            let command = put(&format!("lost-{n}"));
+            let bytes = record::encode_command(Timestamp(0), &command).unwrap();
+            entries.push(entry(n, EntryPayload::Normal(record::proposal(bytes, Timestamp(0), command))));
+        }
+        let log = FileLog::open(options.disk.clone(), &dir.log(), owner, FileLogOptions::default(), None).unwrap();
+        log.save_hard_state(HardState { term: 2, voted_for: FIRST_NODE, committed: true }).unwrap();
+        log.append(&entries).unwrap();
+        if let Some(index) = committed {
+            log.save_committed(Mark { index, term: 1 }).unwrap();
+        }
+        log.sync().unwrap();
+        let snapshots = SnapshotStore::open(options.disk.clone(), &dir.snapshots(), owner, None).unwrap();
+        let world = World::empty().apply(EntryMeta { index: 20, time: Timestamp(0) }, &put("kept")).0;
+        write_snapshot(&snapshots, &world, &log_id(Mark { index: 20, term: 2 }), &Membership::new(Some(first), members)).unwrap();
+    }
+
+    #[tokio::test]
+    async fn entries_that_a_snapshot_contradicts_go() {
+        let names = |world: &World| world.resource_records().map(|r| r.key.2.to_string()).collect::<Vec<_>>();
+        let tmp = tempfile::tempdir().unwrap();
+        for (name, committed) in [("a", None), ("b", Some(19))] {
+            let options = Options::new(tmp.path().join(name));
+            overtaken(&options, committed);
+            for _ in 0..2 {
+                let store = RaftStore::open(options.clone()).await.unwrap();
+                assert!(store.world().index() > 20);
+                assert_eq!(names(&store.world()), ["kept"]);
+                store.shutdown().await.unwrap();
+            }
+        }
+        // Neither does the way out of a lost majority bring them back.
+        let options = Options::new(tmp.path().join("c"));
+        overtaken(&options, Some(19));
+        let recovered = archive::recover(&options).unwrap();
+        assert_eq!((recovered.resources, recovered.uncommitted), (1, 0));
+        // Committed entries that a snapshot contradicts are damage.
+        let options = Options::new(tmp.path().join("d"));
+        overtaken(&options, Some(20));
+        let e = RaftStore::open(options.clone()).await.map(|_| ()).unwrap_err().to_string();
+        assert!(e.contains("was committed") && !e.contains('\n'), "{e}");
+        assert!(archive::recover(&options).unwrap_err().to_string().contains("was committed"));
     }
 }

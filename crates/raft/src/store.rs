@@ -300,7 +300,8 @@ impl RaftStore {
         service::routes(self)
     }
 
-    /// Whether this node knows a leader and has caught up with it: it serves writes and linearizable reads.
+    /// Whether this node knows a leader and has caught up with it: it serves writes and linearizable reads. A leader that has fallen silent
+    /// stays known until there is another one: [`Replicator::contact`] says when it was heard.
     pub fn ready(&self) -> watch::Receiver<bool> {
         self.ready.subscribe()
     }

@@ -288,3 +288,32 @@ async fn a_write_that_is_tried_again_after_a_failover_is_done_once() {
     all_the_same(&cluster).await;
     cluster.shutdown().await;
 }
+
+/// Heartbeats alone keep every node in contact, so nothing needs to be written for local reads to be answered; without them contact ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_loses_contact_while_nothing_happens() {
+    let cluster = Cluster::of_three(settings()).await;
+    let leader = cluster.leader().await.node_id();
+    for id in cluster.ids() {
+        let mut ready = cluster.store(id).ready();
+        tokio::time::timeout(LONG, ready.wait_for(|r| *r)).await.unwrap().unwrap();
+    }
+    // Time for it to end, if nothing kept it.
+    for _ in 0..100 {
+        tokio::time::sleep(settings().election.1 / 50).await;
+        for id in cluster.ids() {
+            let contact = cluster.store(id).contact();
+            assert!(contact.is_recent(), "node {id}: {contact:?}");
+        }
+    }
+    cluster.mesh.isolate(leader);
+    let lost = async {
+        let others = |c: ikada_world::Contact| c.is_recent() && c.leader != Some(leader);
+        while cluster.store(leader).contact().is_recent() || !cluster.ids().iter().all(|id| *id == leader || others(cluster.store(*id).contact())) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(LONG, lost).await.unwrap();
+    cluster.mesh.heal();
+    cluster.shutdown().await;
+}

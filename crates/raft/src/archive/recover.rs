@@ -4,6 +4,7 @@ use super::{ArchiveError, READ_BYTES, fill, first_node, new_identity, position_o
 use crate::{
     cache::Position,
     machine::read_snapshot,
+    open::contradicts,
     options::Options,
     settings::Settings,
     types::{Membership, NodeRecord, mark},
@@ -161,6 +162,9 @@ fn read_all(options: &Options, path: &Path, owner: Identity) -> Result<(Position
     };
     let sizes = FileLogOptions { segment_bytes: Settings::of(&options.profile).segment_bytes };
     let log = FileLog::open(disk.clone(), &log, owner, sizes, keyring)?;
+    if contradicts(&log, position_of(&position), path)? {
+        return Ok((position, 0));
+    }
     if let Some(purged) = log.state().purged
         && position.last.as_ref().is_none_or(|l| l.index < purged.index)
     {

@@ -27,7 +27,8 @@ const FIRST_ALLOCATED_ID: u64 = 2;
 pub const MAX_MEMBER_TEXT: usize = 255;
 
 fn refused(e: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> MembershipError {
-    let RaftError::APIError(e) = e else { return MembershipError::Unavailable(e.to_string()) };
+    // Raft stopped while the change was under way: it may have reached the others.
+    let RaftError::APIError(e) = e else { return MembershipError::Unknown };
     match e {
         ClientWriteError::ForwardToLeader(to) => MembershipError::NotLeader(to.leader_id),
         ClientWriteError::LogEntryDiscarded(_) => MembershipError::Unknown,
