@@ -8,7 +8,7 @@ use crate::{
 use hyper_util::rt::TokioIo;
 use ikada_raft::net::{Io, Net};
 use std::{io, sync::Arc, time::Duration};
-use tokio::time::Instant;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tonic::{
     Code, Request, Status,
     metadata::MetadataValue,
@@ -34,7 +34,11 @@ impl From<ClusterError> for CallError {
 }
 
 /// One open connection to another node.
-pub(crate) struct Peer(ClusterClient<Channel>);
+pub(crate) struct Peer {
+    client: ClusterClient<Channel>,
+    /// Given back when the connection is closed.
+    _place: Option<OwnedSemaphorePermit>,
+}
 
 impl Peer {
     /// Over a connection that is authenticated already.
@@ -45,7 +49,7 @@ impl Peer {
             async move { io }
         });
         let channel = Endpoint::from_static("http://peer.ikada").connect_with_connector(connector).await.map_err(io::Error::other)?;
-        Ok(Peer(ClusterClient::new(channel).max_decoding_message_size(MAX_MESSAGE)))
+        Ok(Peer { client: ClusterClient::new(channel).max_decoding_message_size(MAX_MESSAGE), _place: None })
     }
 
     /// To a member.
@@ -53,20 +57,25 @@ impl Peer {
         Peer::over(net.connect(address, node).await?).await
     }
 
+    /// Holds a place until it is dropped.
+    pub(crate) fn in_place(self, place: OwnedSemaphorePermit) -> Peer {
+        Peer { _place: Some(place), ..self }
+    }
+
     pub(crate) async fn join(&mut self, request: JoinRequest, within: Duration) -> Result<JoinResponse, Status> {
-        Ok(self.0.join(timed(request, within)).await?.into_inner())
+        Ok(self.client.join(timed(request, within)).await?.into_inner())
     }
     pub(crate) async fn standing(&mut self, within: Duration) -> Result<StandingResponse, Status> {
-        Ok(self.0.standing(timed(StandingRequest {}, within)).await?.into_inner())
+        Ok(self.client.standing(timed(StandingRequest {}, within)).await?.into_inner())
     }
     /// The status of the node and how long it took to answer.
     pub(crate) async fn status(&mut self, measure: bool, within: Duration) -> Result<(NodeStatus, Duration), Status> {
         let sent = Instant::now();
-        let status = self.0.status(timed(StatusRequest { measure }, within)).await?.into_inner();
+        let status = self.client.status(timed(StatusRequest { measure }, within)).await?.into_inner();
         Ok((status, sent.elapsed()))
     }
     pub(crate) async fn administer(&mut self, request: AdminRequest, within: Duration) -> Result<AdminResponse, Status> {
-        Ok(self.0.administer(timed(request, within)).await?.into_inner())
+        Ok(self.client.administer(timed(request, within)).await?.into_inner())
     }
 }
 

@@ -3,7 +3,6 @@
 use crate::{
     ClusterStatus, Health, MemberInfo, NodeRole,
     autopilot::MAX_VOTERS,
-    client::Peer,
     proto::{NodeStatus, Percentiles, Progress, RoundTrip},
     shared::{Shared, no_majority},
 };
@@ -85,7 +84,7 @@ async fn round_trips(shared: &Arc<Shared>) -> Vec<RoundTrip> {
     let measured = others.iter().map(|m| async {
         let mut times = Vec::new();
         let measuring = async {
-            let Ok(mut peer) = Peer::connect(&shared.net, &m.address, m.id).await else { return };
+            let Ok(mut peer) = shared.call(&m.address, m.id).await else { return };
             for call in 0..=MEASURED_CALLS {
                 match peer.status(false, ANSWER).await {
                     // The first one also settles the connection.
@@ -115,7 +114,7 @@ pub(crate) async fn ask_all(shared: &Arc<Shared>, status: &RaftStatus, measure: 
             return (m.id, Ok((own_status(shared, measure).await, None)));
         }
         let call = async {
-            let mut peer = Peer::connect(&shared.net, &m.address, m.id).await.map_err(|e| e.to_string())?;
+            let mut peer = shared.call(&m.address, m.id).await.map_err(|e| e.to_string())?;
             // Twice: the first call also settles the connection.
             peer.status(false, within).await.map_err(|e| e.message().to_owned())?;
             let (status, took) = peer.status(measure, within).await.map_err(|e| e.message().to_owned())?;

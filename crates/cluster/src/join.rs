@@ -175,7 +175,7 @@ impl Shared {
     }
 
     async fn forward_join(&self, leader: u64, address: &str, request: JoinRequest) -> Result<JoinResponse, CallError> {
-        let Ok(mut peer) = Peer::connect(&self.net, address, leader).await else { return Err(CallError::NotLeader) };
+        let Ok(mut peer) = self.call(address, leader).await else { return Err(CallError::NotLeader) };
         peer.join(request, FORWARD_DEADLINE).await.map_err(|status| from_status(&status, leader))
     }
 

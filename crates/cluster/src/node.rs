@@ -103,6 +103,7 @@ pub async fn start(mut o: Options) -> Result<Arc<ClusterNode>, StartError> {
         settings,
         turn: Mutex::new(()),
         joins: Semaphore::new(MAX_JOINS),
+        calls: parking_lot::Mutex::default(),
         join_log: LogLimit::default(),
         ended: watch::channel(None).0,
     });

@@ -12,6 +12,8 @@ use ikada_model::Timestamp;
 use ikada_raft::{Clock, ClusterId, MembershipError, RaftStatus, RaftStore, Randomness, Role, Settings, net::Net};
 use ikada_world::{Applied, Command, Op, ProposeError, Replicator};
 use std::{
+    collections::BTreeMap,
+    io,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -26,6 +28,9 @@ pub(crate) const ADMIN_DEADLINE: Duration = Duration::from_secs(20);
 pub(crate) const FORWARD_DEADLINE: Duration = Duration::from_secs(15);
 /// Joins at a time: who has no token cannot keep the leader busy.
 pub(crate) const MAX_JOINS: usize = 8;
+/// Calls to another node at a time, each on a connection of its own: together with the three of Raft fewer than a node takes from one
+/// member, which ends the oldest beyond that.
+const MAX_CALLS: usize = 8;
 /// How long to wait for another leader before the next try.
 const LEADER_WAIT: Duration = Duration::from_millis(200);
 
@@ -46,6 +51,8 @@ pub(crate) struct Shared {
     pub turn: Mutex<()>,
     /// Joins that this node looks at or passes on at a time.
     pub joins: Semaphore,
+    /// Calls to each other node.
+    pub calls: parking_lot::Mutex<BTreeMap<u64, Arc<Semaphore>>>,
     /// Lines about refused joins.
     pub join_log: LogLimit,
     /// Why this node is not a member any more.
@@ -80,6 +87,13 @@ impl Shared {
         self.store.propose(Command { id: self.store.new_id(), ops }).await
     }
 
+    /// A connection to another node for calls. Waits while many are open.
+    pub(crate) async fn call(&self, address: &str, node: u64) -> io::Result<Peer> {
+        let places = self.calls.lock().entry(node).or_insert_with(|| Arc::new(Semaphore::new(MAX_CALLS))).clone();
+        let place = places.acquire_owned().await.map_err(io::Error::other)?;
+        Ok(Peer::connect(&self.net, address, node).await?.in_place(place))
+    }
+
     /// Carries a call out on the leader, wherever that is; waits through an election.
     pub(crate) async fn administer(self: &Arc<Self>, request: AdminRequest) -> Result<AdminResponse, ClusterError> {
         let until = Instant::now() + ADMIN_DEADLINE;
@@ -112,7 +126,7 @@ impl Shared {
 
     async fn forward(&self, leader: u64, address: &str, request: AdminRequest) -> Result<AdminResponse, CallError> {
         // Who does not answer may have lost the lead: ask again who has it.
-        let Ok(mut peer) = Peer::connect(&self.net, address, leader).await else { return Err(CallError::NotLeader) };
+        let Ok(mut peer) = self.call(address, leader).await else { return Err(CallError::NotLeader) };
         match peer.administer(request, FORWARD_DEADLINE).await {
             Ok(done) => Ok(done),
             Err(status) => Err(from_status(&status, leader)),

@@ -2,7 +2,6 @@
 
 use crate::{
     StartError,
-    client::Peer,
     limit::LogLimit,
     proto::{AdminRequest, Announce, StandingResponse, admin_request::Call, standing_response::Standing},
     shared::Shared,
@@ -113,7 +112,7 @@ impl Shared {
     /// A follower at a new address hears of no leader, since none can reach it: it calls all members, and the leader is one of them.
     async fn announce_to_all(&self, status: &RaftStatus) {
         for m in status.members.iter().map(|m| &m.member).filter(|m| m.id != self.node()) {
-            if let Ok(mut peer) = Peer::connect(&self.net, &m.address, m.id).await
+            if let Ok(mut peer) = self.call(&m.address, m.id).await
                 && peer.administer(self.announcement(), ANSWER).await.is_ok()
             {
                 tracing::info!("told the leader, node {}, that this node is at {}", m.id, self.advertise);
@@ -125,7 +124,7 @@ impl Shared {
     /// Why this node is not a member any more, if another one knows.
     async fn ask_standing(&self, status: &RaftStatus) -> Option<String> {
         for m in status.members.iter().map(|m| &m.member).filter(|m| m.id != self.node()) {
-            let Ok(mut peer) = Peer::connect(&self.net, &m.address, m.id).await else { continue };
+            let Ok(mut peer) = self.call(&m.address, m.id).await else { continue };
             match peer.standing(ANSWER).await {
                 Ok(StandingResponse { standing: Some(Standing::Removed(why)) }) => return Some(why),
                 Ok(StandingResponse { standing: Some(Standing::Member(_)) }) => return None,

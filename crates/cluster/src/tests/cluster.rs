@@ -250,3 +250,21 @@ async fn a_learner_stays_one_until_it_is_promoted() {
     assert_eq!(a.join_tokens().await.unwrap()[0].joined.len(), 2);
     stop_all(&[a, b, c]).await;
 }
+
+/// Connections beyond those that a node takes from one member end its oldest, on which Raft lives: calls wait for their turn instead.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_do_not_push_out_the_connections_of_raft() {
+    let mut lab = Lab::new();
+    let a = lab.start("a").await;
+    let b = lab.join("b", &token(&a, 1).await).await;
+    let (address, id) = (b.listening().to_string(), b.store().node_id());
+    let mut open = Vec::new();
+    while let Ok(peer) = tokio::time::timeout(Duration::from_secs(2), a.shared.call(&address, id)).await {
+        open.push(peer.unwrap());
+        assert!(open.len() < 13, "with three of Raft, more than a node takes");
+    }
+    assert!(open.len() > 3);
+    open.pop();
+    a.shared.call(&address, id).await.unwrap();
+    stop_all(&[b, a]).await;
+}
