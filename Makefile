@@ -66,6 +66,11 @@ endif
 sim-mutants: ## Break the replicated store in one way at a time, and show which seed of the simulation notices.
 	@python3 tests/sim_mutants.py $(ARGS)
 
+.PHONY: bench-store
+bench-store: ## Measure the replicated store beside etcd; prints a table, writes target/bench/store.json. Options in ARGS, e.g. ARGS="--only rest".
+	cargo build --release --locked -p ikada-cp -p ikada-bench
+	@target/release/bench-store run $(ARGS)
+
 .PHONY: lint
 lint: ## Formatting is by hand; clippy must be silent.
 	cargo clippy --workspace --all-targets --locked -- -D warnings

@@ -93,6 +93,10 @@ impl Process {
             .with_context(|| format!("cannot start {name}"))?;
         Ok(Process { name: name.to_owned(), child, log: log.to_path_buf() })
     }
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = i32::try_from(self.child.id()).context("process id")?;

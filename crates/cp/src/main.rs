@@ -14,6 +14,10 @@ mod proxies;
 mod structs;
 mod tls;
 
+/// Commands are allocated by the thread that reads a request and freed by the one that applies it, which the system's allocator is slow at.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 use clap::{CommandFactory, Parser, Subcommand};
 use std::{path::PathBuf, process::ExitCode};
 
