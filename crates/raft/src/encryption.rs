@@ -23,6 +23,25 @@ pub(crate) struct Sealed {
     pub snapshots: Arc<SnapshotStore>,
     /// Ids of the configured keys.
     pub keys: Vec<String>,
+    /// Something was left under another key, or none, when the store was opened. What is written later is under the first.
+    pub unfinished: bool,
+}
+
+impl Sealed {
+    pub(crate) fn new(log: Arc<FileLog>, snapshots: Arc<SnapshotStore>, keys: Vec<String>) -> Result<Sealed, StoreError> {
+        let mut sealed = Sealed { log, snapshots, keys, unfinished: false };
+        let Encryption { sealing, in_use, plain, .. } = sealed.state()?;
+        sealed.unfinished = sealing.is_some_and(|first| plain || in_use.iter().any(|id| *id != first));
+        Ok(sealed)
+    }
+
+    fn state(&self) -> Result<Encryption, StoreError> {
+        let mut ids: BTreeSet<Option<String>> = self.log.key_ids();
+        ids.extend(self.snapshots.key_ids()?);
+        let configured = self.keys.clone();
+        let plain = ids.remove(&None);
+        Ok(Encryption { sealing: configured.first().cloned(), configured, in_use: ids.into_iter().flatten().collect(), plain })
+    }
 }
 
 /// Seals everything with the first key. A disk without the space for a copy is no reason not to start.
@@ -48,15 +67,14 @@ impl RaftStore {
     /// # Errors
     /// A snapshot cannot be read.
     pub fn encryption(&self) -> Result<Encryption, StoreError> {
-        let mut ids: BTreeSet<Option<String>> = self.sealed.log.key_ids();
-        ids.extend(self.sealed.snapshots.key_ids()?);
-        let configured = self.sealed.keys.clone();
-        let plain = ids.remove(&None);
-        Ok(Encryption { sealing: configured.first().cloned(), configured, in_use: ids.into_iter().flatten().collect(), plain })
+        self.sealed.state()
     }
 
-    /// Set while something is not under the first key, although it should be since the start.
+    /// Set while something is not under the first key, although it should be since the start. Looks at files only then.
     pub(crate) fn encryption_alarm(&self) -> Option<String> {
+        if !self.sealed.unfinished {
+            return None;
+        }
         let first = self.sealed.keys.first()?;
         let Encryption { in_use, plain, .. } = self.encryption().ok()?;
         let mut needed: Vec<String> = in_use.into_iter().filter(|id| id != first).map(|id| format!("encrypted with the key {id:?}")).collect();

@@ -108,7 +108,7 @@ impl RaftStore {
             }
         };
         let keys = keyring.map(|k| k.ids()).unwrap_or_default();
-        let sealed = Sealed { log: log.clone(), snapshots: snapshots.clone(), keys };
+        let sealed = Sealed::new(log.clone(), snapshots.clone(), keys)?;
         let start = |e: &dyn std::fmt::Display| OpenError::Raft(e.to_string());
         let timings = Arc::new(Recorder::default());
         let log = RaftLog::start(log, fatal.clone(), timings.clone(), blocking, dir.clone()).map_err(|e| start(&e))?;
