@@ -30,6 +30,8 @@ const SHARE: u32 = 20;
 /// sled never gives space back by itself: above both, it is written anew.
 const BLOAT_FACTOR: u64 = 8;
 const BLOAT_BYTES: u64 = 256 << 20;
+/// The cache is given about so much at a time.
+const PART_BYTES: usize = 1 << 20;
 
 /// A world and where it is.
 pub(crate) struct Position {
@@ -231,27 +233,55 @@ impl CacheWriter {
         let text = |e: &dyn std::fmt::Display| e.to_string();
         let meta = record::encode_meta(world, &at, membership).map_err(|e| text(&e))?;
         let mark = StateMark { mark: meta.mark, meta: record::encode_cache(self.owner, meta.meta).map_err(|e| text(&e))? };
-        let mut batch = StateBatch { mark, puts: Vec::new(), deletes: Vec::new() };
+        let store = self.store.as_ref().ok_or("it is not open")?;
+        // In parts: sled needs several times the memory of what it is given at once.
+        let mut part = Part::default();
         for (_, key, record) in resources {
             match record {
-                Some(record) => batch.puts.push((key, record::encode_resource(&record).map_err(|e| text(&e))?)),
-                None => batch.deletes.push(key),
+                Some(record) => part.put(key, record::encode_resource(&record).map_err(|e| text(&e))?),
+                None => part.batch.deletes.push(key),
             }
+            part.send_if_large(store)?;
         }
-        for outcome in outcomes {
-            let key = outcome_key(&outcome);
-            self.outcomes.insert(key.clone());
-            batch.puts.push((key, record::encode_outcome(&outcome).map_err(|e| text(&e))?));
-        }
+        let outcomes: Vec<_> = outcomes.map(|o| (outcome_key(&o), o)).collect();
+        self.outcomes.extend(outcomes.iter().map(|(key, _)| key.clone()));
+        let mut forgotten = BTreeSet::new();
         while self.outcomes.len() > REMEMBERED_OUTCOMES {
-            let Some(oldest) = self.outcomes.pop_first() else { break };
-            batch.puts.retain(|(k, _)| *k != oldest);
-            batch.deletes.push(oldest);
+            forgotten.extend(self.outcomes.pop_first());
         }
-        match &self.store {
-            Some(store) => store.apply(batch).map_err(|e| text(&e)),
-            None => Err("it is not open".to_owned()),
+        for (key, outcome) in outcomes.into_iter().filter(|(key, _)| !forgotten.contains(key)) {
+            part.put(key, record::encode_outcome(&outcome).map_err(|e| text(&e))?);
+            part.send_if_large(store)?;
         }
+        part.batch.deletes.extend(forgotten);
+        part.batch.mark = Some(mark);
+        store.apply(part.batch).map_err(|e| text(&e))
+    }
+}
+
+/// A part of what is written.
+struct Part {
+    batch: StateBatch,
+    bytes: usize,
+}
+
+impl Default for Part {
+    fn default() -> Self {
+        Part { batch: StateBatch { mark: None, puts: Vec::new(), deletes: Vec::new() }, bytes: 0 }
+    }
+}
+
+impl Part {
+    fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
+        self.bytes += key.len() + value.len();
+        self.batch.puts.push((key, value));
+    }
+
+    fn send_if_large(&mut self, store: &SledState) -> Result<(), String> {
+        if self.bytes < PART_BYTES {
+            return Ok(());
+        }
+        store.apply(std::mem::take(self).batch).map_err(|e| e.to_string())
     }
 }
 

@@ -27,11 +27,11 @@ pub struct StateMark {
     pub meta: Vec<u8>,
 }
 
-/// Changes that bring a cache to a position.
+/// Changes of a cache.
 #[derive(Clone, Debug)]
 pub struct StateBatch {
-    /// The position.
-    pub mark: StateMark,
+    /// The position that it is at afterwards. `None`: more of these changes is to come, and until then the cache counts as empty.
+    pub mark: Option<StateMark>,
     /// New and changed values.
     pub puts: Vec<(Vec<u8>, Vec<u8>)>,
     /// Keys to remove; absent ones are skipped.
@@ -49,7 +49,7 @@ pub struct StateImage {
 
 /// A cache of the applied state.
 pub trait StateStore: Send + Sync + 'static {
-    /// Applies a batch, and makes it durable before it returns.
+    /// Applies a batch. One with a mark is durable, with all before it, when this returns.
     fn apply(&self, batch: StateBatch) -> Result<()>;
     /// The position and every key and value; `None` when it is empty. An error when anything is missing or changed.
     fn load(&self) -> Result<Option<StateImage>>;
@@ -61,29 +61,29 @@ pub trait StateStore: Send + Sync + 'static {
 
 /// A cache in memory, for simulations.
 #[derive(Default)]
-pub struct MemoryState(Mutex<Option<StateImage>>);
+pub struct MemoryState(Mutex<(Option<StateMark>, BTreeMap<Vec<u8>, Vec<u8>>)>);
 
 impl StateStore for MemoryState {
     fn apply(&self, batch: StateBatch) -> Result<()> {
         check(&batch)?;
         let mut state = self.0.lock();
-        let mut values = state.take().map(|image| image.values).unwrap_or_default();
         for key in &batch.deletes {
-            values.remove(key);
+            state.1.remove(key);
         }
-        values.extend(batch.puts);
-        *state = Some(StateImage { mark: batch.mark, values });
+        state.1.extend(batch.puts);
+        state.0 = batch.mark;
         Ok(())
     }
     fn load(&self) -> Result<Option<StateImage>> {
-        Ok(self.0.lock().clone())
+        let state = self.0.lock();
+        Ok(state.0.clone().map(|mark| StateImage { mark, values: state.1.clone() }))
     }
     fn clear(&self) -> Result<()> {
-        *self.0.lock() = None;
+        *self.0.lock() = Default::default();
         Ok(())
     }
     fn usage(&self) -> Result<(u64, u64)> {
-        let bytes = self.0.lock().iter().flat_map(|i| &i.values).map(|(k, v)| (k.len() + v.len()) as u64).sum();
+        let bytes = self.0.lock().1.iter().map(|(k, v)| (k.len() + v.len()) as u64).sum();
         Ok((bytes, bytes))
     }
 }
@@ -102,7 +102,7 @@ mod tests {
 
     fn batch(index: u64, puts: &[(&str, usize)], deletes: &[&str]) -> StateBatch {
         StateBatch {
-            mark: StateMark { mark: Mark { index, term: 1 }, meta: vec![index as u8] },
+            mark: Some(StateMark { mark: Mark { index, term: 1 }, meta: vec![index as u8] }),
             puts: puts.iter().map(|(k, n)| (k.as_bytes().to_vec(), vec![*n as u8; *n])).collect(),
             deletes: deletes.iter().map(|k| k.as_bytes().to_vec()).collect(),
         }

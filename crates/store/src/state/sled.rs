@@ -144,11 +144,20 @@ struct Db {
     /// Kept open, so that errors of write-back are reported to it.
     file: File,
     mark: Option<MarkRecordV1>,
+    totals: Totals,
     sealer: Option<Sealer>,
     /// First failure; afterwards nothing is tried, since what sled holds is unknown.
     broken: Option<String>,
     /// Blob files were noticed.
     warned: Cell<bool>,
+}
+
+/// What is stored, while it has no mark too.
+#[derive(Clone, Copy, Default)]
+struct Totals {
+    count: u64,
+    bytes: u64,
+    digest: u64,
 }
 
 struct Sealer {
@@ -209,7 +218,8 @@ impl Db {
             (Some(bytes), None) => Some(codec::decode(MARK_TAG, &bytes).map_err(cache)?),
             (None, _) => None,
         };
-        Ok(Db { dir: dir.to_path_buf(), db, state, meta, file, mark, sealer, broken: None, warned: Cell::new(false) })
+        let totals = mark.as_ref().map_or(Totals::default(), |m: &MarkRecordV1| Totals { count: m.count, bytes: m.bytes, digest: m.digest });
+        Ok(Db { dir: dir.to_path_buf(), db, state, meta, file, mark, totals, sealer, broken: None, warned: Cell::new(false) })
     }
 
     fn sync(&self) -> Result<()> {
@@ -227,17 +237,20 @@ impl Db {
     }
 
     fn apply(&mut self, batch: StateBatch) -> Result<()> {
-        let old = self.mark.take();
-        let (mut count, mut bytes, mut sum) = old.map_or((0, 0, 0), |m| (m.count, m.bytes, m.digest));
+        // What follows is not whole before the next mark. sled recovers a prefix of its writes, so this one comes first.
+        if self.mark.take().is_some() && batch.mark.is_none() {
+            self.meta.remove(MARK_KEY).map_err(cache)?;
+        }
+        let Totals { mut count, mut bytes, digest: mut sum } = self.totals;
         // The last change of a key counts.
         let mut changes: BTreeMap<Vec<u8>, Option<Vec<u8>>> = batch.deletes.into_iter().map(|k| (k, None)).collect();
         changes.extend(batch.puts.into_iter().map(|(k, v)| (k, Some(v))));
         let mut writes = sled::Batch::default();
-        for (key, value) in &changes {
+        for (key, value) in changes {
             let mut part = 0;
             let mut parts = 1;
             while part < parts {
-                let stored_key = part_key(key, part);
+                let stored_key = part_key(&key, part);
                 let Some(stored) = self.state.get(&stored_key).map_err(cache)? else { break };
                 let found = read_part(&stored_key, &stored).map_err(cache)?;
                 if part == 0 {
@@ -254,15 +267,16 @@ impl Db {
                 count += 1;
                 bytes += (key.len() + value.len()) as u64;
                 let sealer = self.sealer.as_mut().map(|s| (&s.seal, &mut s.nonces));
-                for (stored_key, stored) in split(key, value, sealer).map_err(cache)? {
+                for (stored_key, stored) in split(&key, &value, sealer).map_err(cache)? {
                     sum ^= digest(&stored_key, &stored);
                     writes.insert(stored_key, stored);
                 }
             }
         }
-        let StateMark { mark, meta } = batch.mark;
-        let record = MarkRecordV1 { index: mark.index, term: mark.term, meta, count, bytes, digest: sum };
         self.state.apply_batch(writes).map_err(cache)?;
+        self.totals = Totals { count, bytes, digest: sum };
+        let Some(StateMark { mark, meta }) = batch.mark else { return Ok(()) };
+        let record = MarkRecordV1 { index: mark.index, term: mark.term, meta, count, bytes, digest: sum };
         let mut encoded = codec::encode(MARK_TAG, &record).map_err(cache)?;
         if let Some(s) = &mut self.sealer {
             encoded = seal_bytes(&s.seal, &mut s.nonces, MARK_KEY, &encoded).map_err(cache)?;
@@ -308,6 +322,7 @@ impl Db {
 
     fn clear(&mut self) -> Result<()> {
         self.mark = None;
+        self.totals = Totals::default();
         self.meta.clear().map_err(cache)?;
         self.state.clear().map_err(cache)?;
         if let Some(s) = &self.sealer {
