@@ -393,6 +393,11 @@ impl Judge {
 
     /// Reads the log files of a host as they would be found now, without changing them.
     pub fn read_log(&mut self, host: &Host) {
+        self.read_log_after(host, false);
+    }
+
+    /// The same; after a power loss a vote that was written and not synced yet is gone. Nobody was told of it, so the node may give another.
+    pub fn read_log_after(&mut self, host: &Host, power_loss: bool) {
         let (Some((cluster, node)), disk) = (host.identity.get(), host.disk.borrow().copy()) else { return };
         let sizes = FileLogOptions { segment_bytes: host.settings.segment_bytes };
         let dir = Path::new(DATA).join("log");
@@ -402,6 +407,10 @@ impl Judge {
         };
         self.trace.count("logs read");
         let state = log.state();
+        if power_loss {
+            let on_disk = state.hard.map(|hard| (hard.term, hard.voted_for));
+            self.votes.retain(|(n, term), voted| *n != node || on_disk.is_some_and(|(t, v)| *term < t || (*term, *voted) == (t, v)));
+        }
         if let Some(hard) = state.hard {
             let (term, voted) = (hard.term, hard.voted_for);
             // A vote that a majority has given is the leader's, whoever else this node had voted for.

@@ -226,7 +226,7 @@ impl Nemesis {
         host.forget_process();
         sim.crash(host.name.as_str());
         host.power.set(Power::Off { until: self.now() + down });
-        self.shared.judge.borrow_mut().read_log(&host);
+        self.shared.judge.borrow_mut().read_log_after(&host, true);
     }
 
     /// Tells the network what does not reach what.
