@@ -96,7 +96,7 @@ def environment(case, api_port, dp_port, data):
         env['KUMA_MULTIZONE_ZONE_GLOBAL_ADDRESS'] = 'grpcs://127.0.0.1:1'
     env.update(
         KUMA_API_SERVER_HTTP_PORT=str(api_port), KUMA_API_SERVER_HTTPS_ENABLED='false', KUMA_DP_SERVER_PORT=str(dp_port),
-        KUMA_DIAGNOSTICS_SERVER_PORT='0', IKADA_DATA_DIR=str(data), RUST_BACKTRACE='1')
+        KUMA_DIAGNOSTICS_SERVER_PORT='0', IKADA_RAFT_LISTEN=f'127.0.0.1:{free_port()}', IKADA_DATA_DIR=str(data), RUST_BACKTRACE='1')
     env.update(case.get('env') or {})
     return env
 
