@@ -162,12 +162,12 @@ impl ControlPlane {
         Ok(())
     }
 
-    /// Waits until it answers a linearizable read.
+    /// Waits until it answers a linearizable read of what a new control plane makes.
     pub async fn serves(&self) -> Result<()> {
         let end = Instant::now() + START;
         loop {
             if let Ok(mut c) = Connection::open(&self.api).await
-                && let Ok((200, _)) = c.ask(Method::GET, "/meshes", &[], Bytes::new()).await
+                && let Ok((200, _)) = c.ask(Method::GET, "/meshes/default", &[], Bytes::new()).await
             {
                 return Ok(());
             }
