@@ -111,7 +111,7 @@ fn run_apart(seed: u64) -> Said {
     let output = String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr);
     let mut said = Said { hash: String::new(), failure: None, counts: BTreeMap::new(), output };
     let mut well = false;
-    for line in said.output.lines().filter_map(|l| l.strip_prefix(RESULT)) {
+    for line in said.output.lines().filter_map(|l| l.split_once(RESULT).map(|(_, rest)| rest)) {
         match line.split_once(' ') {
             Some(("hash", hash)) => said.hash = hash.to_owned(),
             Some(("failed", what)) => said.failure = Some(what.to_owned()),
